@@ -1,0 +1,39 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+# Where pip looks for torch; set it to the index of CPU builds where there is no GPU (see README).
+TORCH_INDEX ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint types check clean
+
+demo: .venv/.demo
+	$(BIN)/hf-compact demo
+
+test: .venv/.test
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.test
+	$(BIN)/mypy
+
+check: lint types test
+
+.venv/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	touch $@
+
+.venv/.demo: .venv/.torch pyproject.toml
+	$(PIP) install --constraint constraints.txt --editable '.[demo]'
+	touch $@
+
+.venv/.test: .venv/.demo
+	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+clean:
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache

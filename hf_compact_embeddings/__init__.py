@@ -1,0 +1,55 @@
+"""Compact embedding tables for Transformers models.
+
+Importing the package registers `Compact…` config and model classes with the Auto classes. They are also
+attributes of the package: `from hf_compact_embeddings import CompactBertForSequenceClassification`.
+"""
+
+from __future__ import annotations
+
+from .version import __version__, require_supported_transformers
+
+require_supported_transformers()
+
+from . import registration  # noqa: E402
+from .compression import compress, decompress  # noqa: E402
+from .evaluation.report import Report, inspect  # noqa: E402
+from .modeling import modeling_compact  # noqa: E402
+from .modeling.errors import (  # noqa: E402
+    CheckpointError,
+    CompactConfigError,
+    CompactEmbeddingsError,
+    UnsupportedArchitectureError,
+)
+from .modeling.structure import CompactEmbedding, StructureConfig, config_classes, methods  # noqa: E402
+
+registration.register()
+
+__all__ = [
+    "CheckpointError",
+    "CompactConfigError",
+    "CompactEmbedding",
+    "CompactEmbeddingsError",
+    "Report",
+    "StructureConfig",
+    "UnsupportedArchitectureError",
+    "__version__",
+    "compress",
+    "decompress",
+    "inspect",
+    "methods",
+]
+
+# Each method's configuration class is a public name: SubspaceConfig and its like.
+_METHOD_CONFIGS = {config_class.__name__: config_class for config_class in config_classes()}
+
+
+def __getattr__(name: str) -> type:
+    if name in _METHOD_CONFIGS:
+        return _METHOD_CONFIGS[name]
+    if name.startswith(modeling_compact.PREFIX):
+        return getattr(modeling_compact, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_METHOD_CONFIGS, *registration.compact_class_names()})

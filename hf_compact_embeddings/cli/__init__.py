@@ -1,0 +1,1 @@
+"""The `hf-compact` command: one short file for each verb."""

@@ -1,0 +1,217 @@
+"""compress() and decompress(): a model in, a model out."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from .fitting import FitSource, fit_structure
+from .modeling.architectures import InputTable, find_input_table
+from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
+from .modeling.modeling_compact import CompactModelMixin, config_class, model_class, native_model_class
+from .modeling.structure import CompactEmbedding, StructureConfig, make_config
+from .token_statistics import contextual_states, count_tokens
+
+
+def compress(
+    model: PreTrainedModel | str | Path,
+    method: str | StructureConfig = "subspace",
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    token_counts: Tensor | None = None,
+    texts: Iterable[str] | None = None,
+    auto_class: Any = None,
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Return a compact copy of a model; the model itself is not changed and shares no memory with the copy.
+
+    Args:
+        model: a Transformers model, or a Hub id or folder of one.
+        method: a method's name, with its options as keywords; or a configuration.
+        tokenizer: the model's tokenizer. Its special tokens are kept as exact rows.
+        token_counts: how often each token occurs (V,); frequent rows are then fitted more closely.
+        texts: texts to count tokens in instead, and to read contextual states from where a method asks.
+        auto_class: the Auto class to load a Hub id or folder with; by default the class that its
+            configuration names.
+        seed: of all random choices in the fit.
+        device: where to fit; by default a GPU where there is one.
+        options: fields of the method's configuration.
+    """
+    if isinstance(model, str | Path):
+        model = load_dense(model, auto_class)
+    if isinstance(model, CompactModelMixin):
+        raise CompactConfigError(f"`model` is a {type(model).__name__}, which is compact already.")
+    config = _method_config(method, options)
+    compact_class = _compact_class(model)
+    table = find_input_table(model)
+    _require_true_ties(model, table)
+    texts = _reusable(texts)
+    if texts is not None and tokenizer is None:
+        raise CompactConfigError("`tokenizer` is missing: `texts` cannot be read without it.")
+    counts = None if token_counts is None else torch.as_tensor(token_counts)
+    if counts is None and texts is not None and tokenizer is not None:
+        counts = count_tokens(texts, tokenizer, table.module.num_embeddings)
+    features = None
+    if getattr(config, "features", "table") == "contextual" and texts is not None and tokenizer is not None:
+        features = contextual_states(texts, tokenizer, model)
+    private_ids = _private_ids(config, table, tokenizer, counts)
+    source = FitSource(
+        table=table.module.weight.detach(),
+        counts=counts,
+        features=features,
+        private_ids=private_ids,
+        padding_idx=table.module.padding_idx,
+        scale=table.scale,
+        seed=seed,
+        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+    )
+    stored = dataclasses.replace(
+        config, private_rows=private_ids.numel(), mask_padding=config.init == "random"
+    )
+    structure = fit_structure(stored, source)
+    return _assemble(model, compact_class, table, structure)
+
+
+def load_dense(model: str | Path, auto_class: Any = None) -> PreTrainedModel:
+    """Load a Hub id or folder with an Auto class, or with the class that its configuration names."""
+    if auto_class is not None:
+        return auto_class.from_pretrained(model)
+    names = getattr(AutoConfig.from_pretrained(model), "architectures", None) or []
+    found = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
+    if not found:
+        raise CompactConfigError(
+            f"`model` {str(model)!r} names no class of Transformers in `architectures` ({names}): "
+            "pass `auto_class`, for example AutoModelForMaskedLM."
+        )
+    return found[0].from_pretrained(model)
+
+
+def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> StructureConfig:
+    if isinstance(method, str):
+        return make_config(method, **options)
+    if options:
+        raise CompactConfigError(
+            f"`{next(iter(options))}` cannot be given beside a configuration: set it there."
+        )
+    return method
+
+
+def _compact_class(model: PreTrainedModel) -> type[PreTrainedModel]:
+    native = type(model)
+    if getattr(transformers, native.__name__, None) is not native:
+        raise UnsupportedArchitectureError(
+            f"{native.__name__} is no model class of Transformers: looked for it as `transformers.{native.__name__}`."
+        )
+    return model_class(native)
+
+
+def _require_true_ties(model: PreTrainedModel, table: InputTable) -> None:
+    weight = table.module.weight
+    for path in table.tied_paths:
+        other = model.get_submodule(path).weight
+        if other is not weight and not torch.equal(other, weight):
+            raise UnsupportedArchitectureError(
+                f"`{path}` is tied to the input table by the configuration, but holds other values: "
+                "set `config.tie_word_embeddings = False`, save and load the model, and try again."
+            )
+
+
+def _reusable(texts: Iterable[str] | None) -> Iterable[str] | None:
+    """Texts may be read twice, so an iterator is drawn into a list."""
+    return list(texts) if texts is not None and iter(texts) is texts else texts
+
+
+def _private_ids(
+    config: StructureConfig,
+    table: InputTable,
+    tokenizer: PreTrainedTokenizerBase | None,
+    counts: Tensor | None,
+) -> Tensor:
+    """Return the sorted ids of the rows to keep exactly: padding, special tokens, then the most frequent."""
+    rows = table.module.num_embeddings
+    if config.private_rows > rows:
+        raise CompactConfigError(f"`private_rows` is {config.private_rows}, but the table has {rows:,} rows.")
+    if config.init == "random":
+        return torch.empty(0, dtype=torch.int64)
+    special = [] if tokenizer is None else [i for i in tokenizer.all_special_ids if i < rows]
+    padding = table.module.padding_idx
+    kept = list(dict.fromkeys(([] if padding is None else [padding]) + special))
+    missing = config.private_rows - len(kept)
+    if missing > 0:
+        if counts is None:
+            raise CompactConfigError(
+                f"`private_rows` is {config.private_rows}: to choose the most frequent tokens, give "
+                "`token_counts`, or `texts` and a `tokenizer`."
+            )
+        order = counts.argsort(descending=True, stable=True)
+        kept += order[~torch.isin(order, torch.tensor(kept, dtype=order.dtype))][:missing].tolist()
+    return torch.tensor(sorted(kept), dtype=torch.int64)
+
+
+def _assemble(
+    model: PreTrainedModel,
+    compact_class: type[PreTrainedModel],
+    table: InputTable,
+    structure: CompactEmbedding,
+) -> PreTrainedModel:
+    """Build the compact model from the structure and copies of the model's other weights."""
+    dropped = {f"{path}.weight" for path in (*table.paths, *table.tied_paths)}
+    state = {key: value.detach().clone() for key, value in model.state_dict().items() if key not in dropped}
+    config = _converted_config(model.config, config_class(type(model.config)))
+    config.compact_embeddings = structure.config.to_dict()
+    with torch.device("meta"):
+        home = compact_class(config).structure_path()
+    dtype = table.module.weight.dtype
+    for key, value in structure.state_dict().items():
+        state[f"{home}.{key}"] = value.to(dtype) if value.is_floating_point() else value
+    return _load(compact_class, config, state, model)
+
+
+def _converted_config(config: PreTrainedConfig, target: type[PreTrainedConfig]) -> Any:
+    """Copy a configuration into another class of the same architecture."""
+    fields = copy.deepcopy(config.to_dict())
+    for name in ("model_type", "auto_map", "architectures", "compact_embeddings"):
+        fields.pop(name, None)
+    converted = target.from_dict(fields)
+    converted._attn_implementation = config._attn_implementation
+    return converted
+
+
+def _load(
+    target: type[PreTrainedModel], config: Any, state: dict[str, Tensor], source: PreTrainedModel
+) -> PreTrainedModel:
+    """Load a state the way a checkpoint is loaded, and carry over what a checkpoint does not hold."""
+    result = target.from_pretrained(None, config=config, state_dict=state, dtype=source.dtype)
+    result.to(source.device)
+    result.train(source.training)
+    if source.can_generate():
+        result.generation_config = copy.deepcopy(source.generation_config)
+    trainable = {name: parameter.requires_grad for name, parameter in source.named_parameters()}
+    for name, parameter in result.named_parameters():
+        parameter.requires_grad_(trainable.get(name, True))
+    return result
+
+
+def decompress(compact: PreTrainedModel) -> PreTrainedModel:
+    """Return the native model again, with the decoded rows as its dense table."""
+    if not isinstance(compact, CompactModelMixin):
+        raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
+    native = native_model_class(type(compact))
+    structure = compact.compact_embedding
+    home = compact.structure_path()
+    state = {key: value.detach().clone() for key, value in compact.state_dict().items()}
+    state = {key: value for key, value in state.items() if not key.startswith(f"{home}.")}
+    with torch.no_grad():
+        state[f"{home}.weight"] = structure.dense()
+    config = _converted_config(compact.config, native.config_class)
+    return _load(native, config, state, compact)

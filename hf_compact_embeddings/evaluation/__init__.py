@@ -1,0 +1,1 @@
+"""Fidelity, tasks and reports."""

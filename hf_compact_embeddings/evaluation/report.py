@@ -1,0 +1,164 @@
+"""inspect(): what a compact table takes, and how faithfully it stands for the dense one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..fitting.spectrum import covariance, gap_db, shannon_bound
+from ..modeling.architectures import other_large_tables
+from ..modeling.errors import CompactConfigError
+from ..modeling.modeling_compact import CompactModelMixin
+from ..modeling.structure import CompactEmbedding
+
+_ROWS_PER_CHUNK = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Bytes before and after, all counted, and the fidelity where the dense model is known.
+
+    Attributes:
+        method: name of the method.
+        options: the method's configuration.
+        rows: V, the tokens.
+        width: D.
+        dense_bytes: of the dense table, in its own dtype.
+        compact_bytes: of codes, tables and private rows, as a saved file holds them.
+        ratio: dense over compact bytes.
+        byte_reduction: per cent of the bytes that are gone.
+        parameter_reduction: per cent of the floats that are gone; the papers' count, which leaves out codes.
+        bits_per_weight: 8 · compact_bytes / (V · D).
+        private_rows: rows stored exactly.
+        collisions: coded rows that share all their codes with an earlier row.
+        model_bytes: of the whole compact model as saved.
+        other_tables: further dense matrices with a row a token, and their bytes: untied heads and their like.
+        relative_mse: Σ|ê − e|² / Σ|e − ē|² over all rows.
+        mean_cosine: mean over the rows of the cosine between ê and e.
+        shannon_bound: the relative MSE that a Gaussian source of the same covariance allows at this rate.
+        gap_db: relative_mse over shannon_bound, in decibels. A clustered table can go below zero.
+    """
+
+    method: str
+    options: dict[str, Any]
+    rows: int
+    width: int
+    dense_bytes: int
+    compact_bytes: int
+    ratio: float
+    byte_reduction: float
+    parameter_reduction: float
+    bits_per_weight: float
+    private_rows: int
+    collisions: int
+    model_bytes: int
+    other_tables: dict[str, int]
+    relative_mse: float | None = None
+    mean_cosine: float | None = None
+    shannon_bound: float | None = None
+    gap_db: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON."""
+        return dataclasses.asdict(self)
+
+    def __str__(self) -> str:
+        """Return the report as a table."""
+        return "\n".join(f"{label:<24}{value}" for label, value in self._lines())
+
+    def _lines(self) -> Iterator[tuple[str, str]]:
+        yield "method", self.method
+        yield "table", f"{self.rows:,} x {self.width:,}"
+        yield "bytes, dense", f"{self.dense_bytes:,}"
+        yield "bytes, compact", f"{self.compact_bytes:,}"
+        yield "ratio", f"{self.ratio:.1f}x   ({self.byte_reduction:.2f} % of the bytes gone)"
+        yield "floats gone", f"{self.parameter_reduction:.3f} %"
+        yield "bits per weight", f"{self.bits_per_weight:.4f}"
+        yield "rows kept exactly", f"{self.private_rows:,}"
+        yield "rows that collide", f"{self.collisions:,}"
+        yield "whole model, saved", f"{self.model_bytes:,} bytes"
+        for name, size in self.other_tables.items():
+            yield "still dense", f"{name}: {size:,} bytes"
+        if self.relative_mse is not None:
+            yield "relative MSE", f"{self.relative_mse:.4f}   (Shannon bound {self.shannon_bound:.4f})"
+            yield "above the bound", f"{self.gap_db:.2f} dB"
+            yield "mean cosine", f"{self.mean_cosine:.4f}"
+
+
+def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) -> Report:
+    """Report the bytes of a compact model, and its fidelity to the dense model it was made from.
+
+    Args:
+        compact: a compact model.
+        against: the dense model. Without it the dense bytes are counted in the compact model's dtype, and
+            there is no fidelity.
+    """
+    if not isinstance(compact, CompactModelMixin):
+        raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
+    structure = compact.compact_embedding
+    rows, width = structure.num_embeddings, structure.embedding_dim
+    table = None
+    if against is not None:
+        table = against.get_input_embeddings().weight.detach()
+        if table.shape != (rows, width):
+            raise CompactConfigError(
+                f"`against` has a table {tuple(table.shape)}, `compact` one of {(rows, width)}."
+            )
+    dense_bytes = rows * width * (structure.dtype if table is None else table.dtype).itemsize
+    floats = sum(parameter.numel() for parameter in structure.parameters())
+    return Report(
+        method=structure.config.method,
+        options=structure.config.to_dict(),
+        rows=rows,
+        width=width,
+        dense_bytes=dense_bytes,
+        compact_bytes=structure.nbytes,
+        ratio=dense_bytes / structure.nbytes,
+        byte_reduction=100 * (1 - structure.nbytes / dense_bytes),
+        parameter_reduction=100 * (1 - floats / (rows * width)),
+        bits_per_weight=8 * structure.nbytes / (rows * width),
+        private_rows=structure.config.private_rows,
+        collisions=structure.collisions(),
+        model_bytes=_saved_bytes(compact, structure),
+        other_tables={
+            name: tensor.numel() * tensor.element_size()
+            for name, tensor in other_large_tables(compact, structure).items()
+        },
+        **({} if table is None else fidelity(structure, table)),
+    )
+
+
+def _saved_bytes(compact: PreTrainedModel, structure: CompactEmbedding) -> int:
+    """Return the bytes of all tensors of a saved model, each tied tensor once."""
+    inside = {id(tensor) for tensor in (*structure.parameters(), *structure.buffers())}
+    state = {id(tensor): tensor for tensor in compact.state_dict(keep_vars=True).values()}
+    others = (tensor for key, tensor in state.items() if key not in inside)
+    return structure.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in others)
+
+
+@torch.no_grad()
+def fidelity(structure: CompactEmbedding, table: Tensor) -> dict[str, float]:
+    """Compare a structure with the dense table (V, D) that it stands for, in chunks."""
+    mean, spread = covariance(table)
+    error = cosine = 0.0
+    for start, decoded in zip(
+        range(0, len(table), _ROWS_PER_CHUNK), structure.dense_chunks(_ROWS_PER_CHUNK), strict=True
+    ):
+        decoded = decoded.cpu().double()
+        original = table[start : start + _ROWS_PER_CHUNK].cpu().double()
+        error += float((decoded - original).square().sum())
+        cosine += float(torch.cosine_similarity(decoded, original, dim=-1).sum())
+    total = float(spread.trace()) * len(table)
+    bound = shannon_bound(torch.linalg.eigvalsh(spread), 8 * structure.nbytes / table.numel())
+    relative = error / total if total else float(error > 0)
+    return {
+        "relative_mse": relative,
+        "mean_cosine": cosine / len(table),
+        "shannon_bound": bound,
+        "gap_db": gap_db(relative, bound),
+    }

@@ -1,0 +1,105 @@
+"""What a fit starts from, and the registry of the functions that fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from ..modeling.errors import CompactConfigError
+from ..modeling.structure import CompactEmbedding, StructureConfig, structure_class_of
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSource:
+    """A dense table and what is known about its rows.
+
+    Attributes:
+        table: the rows to stand for (V, D).
+        counts: how often each token occurs (V,), or None.
+        features: states to cluster instead of the rows (V, H), or None.
+        private_ids: sorted ids (m,) of rows that will be stored exactly, and need no fit.
+        padding_idx: the padding row.
+        scale: what looked-up rows are multiplied by.
+        seed: of all random choices.
+        device: where to compute.
+    """
+
+    table: Tensor
+    counts: Tensor | None = None
+    features: Tensor | None = None
+    private_ids: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    padding_idx: int | None = None
+    scale: float = 1.0
+    seed: int = 0
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    def __post_init__(self) -> None:
+        """Check the table and that the rest fits to it."""
+        if self.table.ndim != 2 or 0 in self.table.shape:
+            shape = tuple(self.table.shape)
+            raise CompactConfigError(f"`table` has shape {shape}, but it must be 2-D and not empty.")
+        if not self.table.is_floating_point() or not all(
+            chunk.isfinite().all() for chunk in self.table.split(8192)
+        ):
+            raise CompactConfigError("`table` holds NaN or infinity, or no floats: nothing can stand for it.")
+        rows = self.table.shape[0]
+        if self.counts is not None:
+            if self.counts.shape != (rows,):
+                shape = tuple(self.counts.shape)
+                raise CompactConfigError(
+                    f"`token_counts` has shape {shape}, but the table has {rows:,} rows."
+                )
+            if not (self.counts >= 0).all() or not self.counts.isfinite().all():
+                raise CompactConfigError("`token_counts` must be finite and not negative.")
+        if self.features is not None and self.features.shape[0] != rows:
+            raise CompactConfigError(f"`features` has {self.features.shape[0]:,} rows, the table {rows:,}.")
+
+    def row_weights(self, power: float) -> Tensor | None:
+        """Return what each row weighs (V,): (count + 1)^power, 0 for private rows; None if all weigh the same."""
+        rows = self.table.shape[0]
+        if self.private_ids.numel() >= rows:
+            return None
+        if self.counts is None and self.private_ids.numel() == 0:
+            return None
+        counts = torch.zeros(rows) if self.counts is None else self.counts.float()
+        weights = (counts + 1.0) ** power
+        weights[self.private_ids] = 0.0
+        return weights / weights.mean()
+
+
+Fitter = Callable[[Any, FitSource], CompactEmbedding]
+_FITTERS: dict[str, Fitter] = {}
+_F = TypeVar("_F", bound=Fitter)
+
+
+def fits(config_class: type[StructureConfig]) -> Callable[[_F], _F]:
+    """Register the function that fits a method's structure to a table."""
+
+    def register(function: _F) -> _F:
+        _FITTERS[config_class.method] = function
+        return function
+
+    return register
+
+
+@torch.no_grad()
+def fit_structure(config: StructureConfig, source: FitSource) -> CompactEmbedding:
+    """Return a structure that stands for the source's table, rounded to its storage dtype."""
+    if config.init == "random":
+        structure = empty_structure(config, source)
+        structure.reset_parameters()
+    else:
+        structure = _FITTERS[config.method](config, source)
+        if source.private_ids.numel():
+            structure.set_private_rows(source.private_ids, source.table[source.private_ids].float())
+    return structure.round_to_storage()
+
+
+def empty_structure(config: StructureConfig, source: FitSource) -> CompactEmbedding:
+    """Return the structure of a configuration for the source's table, without values."""
+    rows, width = source.table.shape
+    return structure_class_of(config)(config, rows, width, source.padding_idx, source.scale)

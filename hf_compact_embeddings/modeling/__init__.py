@@ -1,0 +1,1 @@
+"""What travels inside every checkpoint: flat files that need torch and transformers only."""

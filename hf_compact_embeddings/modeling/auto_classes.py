@@ -1,0 +1,47 @@
+"""What the Auto classes know about a native architecture: its heads, by name, without importing it."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+_MODULE = "modeling_compact"
+
+
+def model_mappings() -> dict[str, dict[str, str]]:
+    """Return, for each Auto class, its mapping from model type to class name (the live dictionaries)."""
+    found = {}
+    for name, auto_class in vars(modeling_auto).items():
+        mapping = getattr(auto_class, "_model_mapping", None)
+        if name.startswith("AutoModel") and mapping is not None:
+            found[name] = mapping._model_mapping
+    return found
+
+
+def heads_of(model_type: str) -> dict[str, str]:
+    """Return the class name behind each Auto class for a native model type."""
+    heads = {}
+    for auto_class, names in model_mappings().items():
+        name = names.get(model_type)
+        if name is not None:
+            heads[auto_class] = name if isinstance(name, str) else name[0]
+    return heads
+
+
+def native_config_class(compact: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Return the native class that a compact config class was made from."""
+    return compact.__mro__[1]
+
+
+def auto_map_of(compact_config: type[PreTrainedConfig], prefix: str) -> dict[str, str]:
+    """Return the `auto_map` of a compact config class, with every head that the Auto classes know."""
+    heads = heads_of(native_config_class(compact_config).model_type)
+    entries = {"AutoConfig": compact_config.__name__}
+    entries |= {auto_class: prefix + name for auto_class, name in heads.items()}
+    return {auto_class: f"{_MODULE}.{name}" for auto_class, name in entries.items()}
+
+
+def primary_auto_class(native: type[PreTrainedModel]) -> str:
+    """Return an Auto class that leads to a native model class."""
+    heads = heads_of(native.config_class.model_type)
+    return next((auto_class for auto_class, name in heads.items() if name == native.__name__), "AutoModel")

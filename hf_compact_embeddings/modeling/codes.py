@@ -1,0 +1,77 @@
+"""Integer codes as bytes: packing, reading single rows, and scoring through product codes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_BITS = 24
+# Bounds the int32 copy of the codes while scoring: 2^20 codes are 4 MB.
+_CODES_PER_CHUNK = 1 << 20
+# embedding_bag has a vectorised kernel from this many columns on; fewer queries are padded up to it.
+_MIN_QUERIES = 8
+
+
+def bits_for(count: int) -> int:
+    """Return how many bits a code takes that tells `count` entries apart (at least 1)."""
+    return max(1, (count - 1).bit_length())
+
+
+def packed_width(num_codes: int, bits: int) -> int:
+    """Return the bytes that one row of `num_codes` codes of `bits` bits takes."""
+    return (num_codes * bits + 7) // 8
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """Pack integer codes (V, f) below 2^bits into bytes (V, ceil(f * bits / 8)), lowest bit first."""
+    if bits == 8:
+        return codes.to(torch.uint8)
+    rows, num_codes = codes.shape
+    width = packed_width(num_codes, bits)
+    packed = torch.zeros(rows, width + 4, dtype=torch.int32, device=codes.device)
+    for position in range(num_codes):
+        byte, shift = divmod(position * bits, 8)
+        window = codes[:, position].to(torch.int64) << shift
+        for offset in range((shift + bits + 7) // 8):
+            packed[:, byte + offset] |= ((window >> (8 * offset)) & 0xFF).to(torch.int32)
+    return packed[:, :width].to(torch.uint8).contiguous()
+
+
+def unpack_codes(packed: Tensor, num_codes: int, bits: int) -> Tensor:
+    """Read codes (..., f) as int64 from packed rows (..., ceil(f * bits / 8))."""
+    if bits == 8:
+        return packed.to(torch.int64)
+    device = packed.device
+    first_bit = torch.arange(num_codes, device=device) * bits
+    byte, shift = first_bit // 8, first_bit % 8
+    value = torch.zeros(*packed.shape[:-1], num_codes, dtype=torch.int64, device=device)
+    for offset in range((bits + 14) // 8):
+        # Bytes past the end are masked away below, so any valid index will do for them.
+        column = (byte + offset).clamp(max=packed.shape[-1] - 1)
+        value |= packed[..., column].to(torch.int64) << (8 * offset)
+    return (value >> shift) & ((1 << bits) - 1)
+
+
+def product_scores(tables: Tensor, codes: Tensor, bits: int) -> Tensor:
+    """Sum, for every row, the scores that its codes select.
+
+    Args:
+        tables: scores of each codebook entry for each query (f, n, N), float32.
+        codes: packed rows (V, bytes), uint8.
+        bits: bits per code.
+
+    Returns:
+        (N, V), float32. Needs memory for the result and a few chunks, never for V x D.
+    """
+    num_tables, entries, queries = tables.shape
+    padding = max(0, _MIN_QUERIES - queries)
+    flat = F.pad(tables, (0, padding)).reshape(num_tables * entries, queries + padding)
+    first_entry = torch.arange(num_tables, device=codes.device, dtype=torch.int32) * entries
+    rows = max(1, _CODES_PER_CHUNK // num_tables)
+    scores = []
+    for chunk in codes.split(rows):
+        index = unpack_codes(chunk, num_tables, bits).to(torch.int32) + first_entry
+        # One fused look-up-and-add per row; a loop over the codebooks would be memory bound.
+        scores.append(F.embedding_bag(index, flat, mode="sum"))
+    return torch.cat(scores).T[:queries]

@@ -1,0 +1,222 @@
+"""Compact model and config classes: `CompactBertForMaskedLM` is `BertForMaskedLM` with a compact table.
+
+The classes are made on demand from the native ones, by name: `modeling_compact.Compact<native name>`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as transformers_init
+
+from .architectures import install_structure
+from .auto_classes import auto_map_of, heads_of, native_config_class, primary_auto_class
+from .errors import CheckpointError, CompactConfigError
+from .structure import CompactEmbedding, config_from_dict
+from .structure_subspace import SubspaceEmbedding  # noqa: F401
+from .tied import TiedHead
+
+PREFIX = "Compact"
+_config_classes: dict[str, type[PreTrainedConfig]] = {}
+_model_classes: dict[str, type[PreTrainedModel]] = {}
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel as _NativeModel
+else:
+    _NativeModel = object
+
+
+class CompactModelMixin(_NativeModel):
+    """What a compact model class adds to its native one; mixed in before it."""
+
+    config: Any
+
+    def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
+        """Build the native model on the meta device and put the structure in the place of its table."""
+        stored = getattr(config, "compact_embeddings", None)
+        if not isinstance(stored, dict):
+            raise CompactConfigError(
+                f"`compact_embeddings` is {stored!r}, but {type(self).__name__} needs a structure's `to_dict()`: "
+                "this configuration belongs to a dense model. Use `hf_compact_embeddings.compress()` to make a "
+                "compact model of it."
+            )
+        structure_config = config_from_dict(stored)
+        _register_inner_class(config)
+        device = torch.get_default_device()
+        with torch.device("meta"), transformers_init.meta_device_safe_creation_ops():
+            super().__init__(config, *args, **kwargs)
+            # A generic head has built its inner model through this very class.
+            if not isinstance(self.get_input_embeddings(), CompactEmbedding):
+                install_structure(self, structure_config)
+        structure = self.compact_embedding
+        self.config.compact_embeddings = structure.config.to_dict()
+        self._skip_codes_in_data_parallel()
+        if device.type != "meta":
+            self._start_from_random(device)
+
+    @property
+    def compact_embedding(self) -> CompactEmbedding:
+        """The structure, also where a library has wrapped it."""
+        return next(module for module in self.modules() if isinstance(module, CompactEmbedding))
+
+    def _start_from_random(self, device: torch.device) -> None:
+        self.to_empty(device=device)
+        structure = self.compact_embedding
+        structure._is_hf_initialized = True  # type: ignore[assignment]
+        self.initialize_weights()
+        with torch.no_grad():
+            structure.reset_parameters()
+            structure.round_to_storage()
+        self.tie_weights()
+
+    def _skip_codes_in_data_parallel(self) -> None:
+        # Equal on all processes and never trained: broadcasting them at each step would only cost time.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            if isinstance(module, CompactEmbedding)
+            for name, _ in module.named_buffers()
+        ]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """Load as any model does, and refuse a checkpoint whose compact table is missing or does not fit."""
+        ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
+        )
+        model._refuse_damaged_table(info)
+        if info["mismatched_keys"] and not ignore_mismatched:
+            wrong = ", ".join(
+                f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
+            )
+            raise RuntimeError(
+                f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}."
+            )
+        return (model, info) if output_loading_info else model
+
+    def _refuse_damaged_table(self, info: dict[str, Any]) -> None:
+        path = self.structure_path() + "."
+        missing = sorted(key for key in info["missing_keys"] if key.startswith(path))
+        if missing:
+            raise CheckpointError(
+                f"The checkpoint lacks {', '.join(missing)}. A dense checkpoint cannot be read into "
+                f"{type(self).__name__}: load it with its own class and use `hf_compact_embeddings.compress()`."
+            )
+        for key, given, wanted in info["mismatched_keys"]:
+            if key.startswith(path):
+                raise CheckpointError(
+                    f"`{key}` is {tuple(given)} in the checkpoint, but `compact_embeddings` in its configuration "
+                    f"says {tuple(wanted)}: {self.config.compact_embeddings}."
+                )
+        structure = self.compact_embedding
+        if structure.device.type != "meta":
+            structure.check_values()
+
+    def structure_path(self) -> str:
+        """Return the path of the structure among the modules."""
+        return next(path for path, module in self.named_modules() if isinstance(module, CompactEmbedding))
+
+    def save_pretrained(self, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
+        """Save as any model does, with the table in its storage dtype, and with the code that reads it."""
+        structure, path = self.compact_embedding, self.structure_path() + "."
+        self.config.compact_embeddings = structure.config.to_dict()
+        self.config.auto_map = auto_map_of(type(self.config), PREFIX)
+        state = self.state_dict() if state_dict is None else state_dict
+        stored = {
+            key: value.to(structure.stored_dtype(key.removeprefix(path))) if key.startswith(path) else value
+            for key, value in state.items()
+        }
+        super().save_pretrained(*args, state_dict=stored, **kwargs)
+
+    def _get_resized_embeddings(
+        self,
+        old_embeddings: nn.Module,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        if not isinstance(old_embeddings, CompactEmbedding):
+            return super()._get_resized_embeddings(
+                old_embeddings, new_num_tokens, pad_to_multiple_of, mean_resizing
+            )
+        size = old_embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
+        if size != old_embeddings.num_embeddings:
+            new_rows = None
+            if not mean_resizing and size > old_embeddings.num_embeddings:
+                std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
+                new_rows = (
+                    torch.randn(size - old_embeddings.num_embeddings, old_embeddings.embedding_dim) * std
+                )
+            old_embeddings.resized(size, new_rows).round_to_storage()
+            self.config.compact_embeddings = old_embeddings.config.to_dict()
+            self._skip_codes_in_data_parallel()
+        return old_embeddings
+
+    def _get_resized_lm_head(
+        self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **kwargs: Any
+    ) -> nn.Module:
+        if not isinstance(old_lm_head, TiedHead):
+            return super()._get_resized_lm_head(old_lm_head, new_num_tokens, **kwargs)
+        if new_num_tokens is not None:
+            old_lm_head.resize_bias(new_num_tokens)
+        return old_lm_head
+
+
+def _register_inner_class(config: PreTrainedConfig) -> None:
+    """Let `AutoModel.from_config(config)`, which generic heads call, find the compact base class."""
+    if type(config) not in AutoModel._model_mapping:
+        native = heads_of(native_config_class(type(config)).model_type).get("AutoModel")
+        if native is not None:
+            AutoModel.register(type(config), model_class(getattr(transformers, native)), exist_ok=True)
+
+
+def native_model_class(compact: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return the native class that a compact model class was made from."""
+    return next(base for base in compact.__mro__ if base.__module__.startswith("transformers."))
+
+
+def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Return the compact config class of a native one: the same fields and `compact_embeddings`."""
+    name = PREFIX + native.__name__
+    if name not in _config_classes:
+        namespace = {
+            "__module__": __name__,
+            "__doc__": f"{native.__name__} with `compact_embeddings`, the `to_dict()` of a structure's configuration.",
+            "__annotations__": {"compact_embeddings": dict | None},
+            "compact_embeddings": None,
+            "model_type": f"compact-{native.model_type}",
+        }
+        _config_classes[name] = type(name, (native,), namespace)
+    return _config_classes[name]
+
+
+def model_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """Return the compact model class of a native one."""
+    name = PREFIX + native.__name__
+    if name not in _model_classes:
+        namespace = {
+            "__module__": __name__,
+            "__doc__": f"{native.__name__} whose input table, and what is tied to it, is compact.",
+            "config_class": config_class(native.config_class),
+            # Makes saving copy this file and those it imports into the checkpoint.
+            "_auto_class": primary_auto_class(native),
+        }
+        _model_classes[name] = type(name, (CompactModelMixin, native), namespace)
+    return _model_classes[name]
+
+
+def __getattr__(name: str) -> type:
+    native = getattr(transformers, name.removeprefix(PREFIX), None) if name.startswith(PREFIX) else None
+    if isinstance(native, type) and issubclass(native, PreTrainedConfig):
+        return config_class(native)
+    if isinstance(native, type) and issubclass(native, PreTrainedModel):
+        return model_class(native)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,76 @@
+"""Parameter-free modules that stand where a table or an output layer was tied to the compact table."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class _TiedModule(nn.Module):
+    """Reaches the compact table through the model at call time, so that hooks and wrappers there act here too."""
+
+    owner: PreTrainedModel
+
+    def __init__(self, owner: PreTrainedModel) -> None:
+        super().__init__()
+        # Outside the module tree: the owner contains this module, and the table's tensors are not ours.
+        object.__setattr__(self, "owner", owner)
+
+    @property
+    def table(self) -> nn.Module:
+        """The compact table, or whatever a library has wrapped around it."""
+        return self.owner.get_input_embeddings()
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the table, on the meta device, for code that asks."""
+        return self.table.weight  # type: ignore[return-value]
+
+
+class TiedEmbedding(_TiedModule):
+    """An input table of an encoder or decoder that shares the compact table."""
+
+    def __init__(self, owner: PreTrainedModel, scale: float = 1.0) -> None:
+        """Look rows up in the owner's table and multiply them by `scale`."""
+        super().__init__(owner)
+        self.scale = scale
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Return rows (..., D) of ids (...)."""
+        return self.table(input_ids, scale=self.scale)
+
+
+class TiedHead(_TiedModule):
+    """An output layer that scores hidden states against the compact table."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, owner: PreTrainedModel, out_features: int, bias: bool) -> None:
+        """Score against the owner's table, with a bias of its own where the native layer has one."""
+        super().__init__(owner)
+        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+
+    @property
+    def in_features(self) -> int:
+        """Width of the hidden states."""
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        """Number of scores."""
+        return self.weight.shape[0]
+
+    @torch.no_grad()
+    def resize_bias(self, size: int) -> None:
+        """Grow or shrink the bias; new tokens start from the mean bias."""
+        if self.bias is None or self.bias.numel() == size:
+            return
+        added = max(0, size - self.bias.numel())
+        grown = torch.cat([self.bias[:size], self.bias.mean().expand(added)])
+        self.bias = nn.Parameter(grown, requires_grad=self.bias.requires_grad)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return scores (..., V) of hidden states (..., D)."""
+        scores = self.table(hidden, project=True)
+        return scores if self.bias is None else scores + self.bias
