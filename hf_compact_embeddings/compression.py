@@ -11,8 +11,9 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .checkpoints import load_dense
 from .fitting import FitSource, fit_structure
 from .modeling.architectures import InputTable, find_input_table
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
@@ -75,34 +76,16 @@ def compress(
         seed=seed,
         device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )
-    stored = dataclasses.replace(
-        config, private_rows=private_ids.numel(), mask_padding=config.init == "random"
-    )
+    stored = dataclasses.replace(config, private_rows=private_ids.numel(), mask_padding=config.init == "random")
     structure = fit_structure(stored, source)
     return _assemble(model, compact_class, table, structure)
-
-
-def load_dense(model: str | Path, auto_class: Any = None) -> PreTrainedModel:
-    """Load a Hub id or folder with an Auto class, or with the class that its configuration names."""
-    if auto_class is not None:
-        return auto_class.from_pretrained(model)
-    names = getattr(AutoConfig.from_pretrained(model), "architectures", None) or []
-    found = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
-    if not found:
-        raise CompactConfigError(
-            f"`model` {str(model)!r} names no class of Transformers in `architectures` ({names}): "
-            "pass `auto_class`, for example AutoModelForMaskedLM."
-        )
-    return found[0].from_pretrained(model)
 
 
 def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> StructureConfig:
     if isinstance(method, str):
         return make_config(method, **options)
     if options:
-        raise CompactConfigError(
-            f"`{next(iter(options))}` cannot be given beside a configuration: set it there."
-        )
+        raise CompactConfigError(f"`{next(iter(options))}` cannot be given beside a configuration: set it there.")
     return method
 
 
@@ -194,6 +177,7 @@ def _load(
     result = target.from_pretrained(None, config=config, state_dict=state, dtype=source.dtype)
     result.to(source.device)
     result.train(source.training)
+    result.name_or_path = result.config._name_or_path = source.config._name_or_path
     if source.can_generate():
         result.generation_config = copy.deepcopy(source.generation_config)
     trainable = {name: parameter.requires_grad for name, parameter in source.named_parameters()}

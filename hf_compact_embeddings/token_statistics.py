@@ -29,9 +29,7 @@ def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows:
 
 
 @torch.no_grad()
-def contextual_states(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> Tensor:
+def contextual_states(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Tensor:
     """Return each token's mean last hidden state over texts (V, H), float32.
 
     Tokens that do not occur get the state that a linear map from their table row predicts, so that all

@@ -106,9 +106,7 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
     if against is not None:
         table = against.get_input_embeddings().weight.detach()
         if table.shape != (rows, width):
-            raise CompactConfigError(
-                f"`against` has a table {tuple(table.shape)}, `compact` one of {(rows, width)}."
-            )
+            raise CompactConfigError(f"`against` has a table {tuple(table.shape)}, `compact` one of {(rows, width)}.")
     dense_bytes = rows * width * (structure.dtype if table is None else table.dtype).itemsize
     floats = sum(parameter.numel() for parameter in structure.parameters())
     return Report(
@@ -136,7 +134,8 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
 def _saved_bytes(compact: PreTrainedModel, structure: CompactEmbedding) -> int:
     """Return the bytes of all tensors of a saved model, each tied tensor once."""
     inside = {id(tensor) for tensor in (*structure.parameters(), *structure.buffers())}
-    state = {id(tensor): tensor for tensor in compact.state_dict(keep_vars=True).values()}
+    ignored = compact._keys_to_ignore_on_save or ()
+    state = {id(value): value for key, value in compact.state_dict(keep_vars=True).items() if key not in ignored}
     others = (tensor for key, tensor in state.items() if key not in inside)
     return structure.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in others)
 

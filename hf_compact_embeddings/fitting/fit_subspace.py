@@ -39,7 +39,7 @@ def fit_subspace(config: SubspaceConfig, source: FitSource) -> SubspaceEmbedding
 
 
 def _slices(matrix: Tensor, codes: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:
-    """Cut (V, D) into equal slices (V, f', d), and the wider last one if there is a remainder, with their codes."""
+    """Cut (V, D) into equal slices (V, f', d) and, after a remainder, the wider last one; each with its codes."""
     width, remainder = divmod(matrix.shape[1], count)
     if not remainder:
         return [(matrix.unflatten(1, (count, width)), codes)]
@@ -63,9 +63,7 @@ def _cluster(structure: SubspaceEmbedding, source: FitSource, weights: Tensor | 
     matrix = source.table
     if config.features == "contextual":
         if source.features is None:
-            raise config_error(
-                "features", config.features, "contextual states need `texts` and a `tokenizer`"
-            )
+            raise config_error("features", config.features, "contextual states need `texts` and a `tokenizer`")
         matrix = source.features
     if config.num_subspaces > matrix.shape[1]:
         raise config_error("num_subspaces", config.num_subspaces, f"the features are {matrix.shape[1]} wide")

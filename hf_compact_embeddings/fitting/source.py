@@ -42,24 +42,20 @@ class FitSource:
         if self.table.ndim != 2 or 0 in self.table.shape:
             shape = tuple(self.table.shape)
             raise CompactConfigError(f"`table` has shape {shape}, but it must be 2-D and not empty.")
-        if not self.table.is_floating_point() or not all(
-            chunk.isfinite().all() for chunk in self.table.split(8192)
-        ):
+        if not self.table.is_floating_point() or not all(chunk.isfinite().all() for chunk in self.table.split(8192)):
             raise CompactConfigError("`table` holds NaN or infinity, or no floats: nothing can stand for it.")
         rows = self.table.shape[0]
         if self.counts is not None:
             if self.counts.shape != (rows,):
                 shape = tuple(self.counts.shape)
-                raise CompactConfigError(
-                    f"`token_counts` has shape {shape}, but the table has {rows:,} rows."
-                )
+                raise CompactConfigError(f"`token_counts` has shape {shape}, but the table has {rows:,} rows.")
             if not (self.counts >= 0).all() or not self.counts.isfinite().all():
                 raise CompactConfigError("`token_counts` must be finite and not negative.")
         if self.features is not None and self.features.shape[0] != rows:
             raise CompactConfigError(f"`features` has {self.features.shape[0]:,} rows, the table {rows:,}.")
 
     def row_weights(self, power: float) -> Tensor | None:
-        """Return what each row weighs (V,): (count + 1)^power, 0 for private rows; None if all weigh the same."""
+        """Return what each row weighs (V,): (count + 1)^power, 0 for private rows; None if all are equal."""
         rows = self.table.shape[0]
         if self.private_ids.numel() >= rows:
             return None

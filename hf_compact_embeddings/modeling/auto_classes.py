@@ -30,7 +30,7 @@ def heads_of(model_type: str) -> dict[str, str]:
 
 def native_config_class(compact: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """Return the native class that a compact config class was made from."""
-    return compact.__mro__[1]
+    return next(base for base in compact.__mro__ if base.__module__.startswith("transformers."))
 
 
 def auto_map_of(compact_config: type[PreTrainedConfig], prefix: str) -> dict[str, str]:

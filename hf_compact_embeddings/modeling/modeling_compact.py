@@ -16,7 +16,7 @@ from transformers import initialization as transformers_init
 from .architectures import install_structure
 from .auto_classes import auto_map_of, heads_of, native_config_class, primary_auto_class
 from .errors import CheckpointError, CompactConfigError
-from .structure import CompactEmbedding, config_from_dict
+from .structure import CompactEmbedding, StructureConfig, config_from_dict
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead
 
@@ -87,17 +87,13 @@ class CompactModelMixin(_NativeModel):
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """Load as any model does, and refuse a checkpoint whose compact table is missing or does not fit."""
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(
-            *args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
-        )
+        model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
         model._refuse_damaged_table(info)
         if info["mismatched_keys"] and not ignore_mismatched:
             wrong = ", ".join(
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
             )
-            raise RuntimeError(
-                f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}."
-            )
+            raise RuntimeError(f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}.")
         return (model, info) if output_loading_info else model
 
     def _refuse_damaged_table(self, info: dict[str, Any]) -> None:
@@ -134,6 +130,11 @@ class CompactModelMixin(_NativeModel):
         }
         super().save_pretrained(*args, state_dict=stored, **kwargs)
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the table; a no-op for the table itself, so that tied modules stay where they are."""
+        if value is not self.get_input_embeddings():
+            super().set_input_embeddings(value)
+
     def _get_resized_embeddings(
         self,
         old_embeddings: nn.Module,
@@ -142,9 +143,7 @@ class CompactModelMixin(_NativeModel):
         mean_resizing: bool = True,
     ) -> nn.Module:
         if not isinstance(old_embeddings, CompactEmbedding):
-            return super()._get_resized_embeddings(
-                old_embeddings, new_num_tokens, pad_to_multiple_of, mean_resizing
-            )
+            return super()._get_resized_embeddings(old_embeddings, new_num_tokens, pad_to_multiple_of, mean_resizing)
         size = old_embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
@@ -152,9 +151,7 @@ class CompactModelMixin(_NativeModel):
             new_rows = None
             if not mean_resizing and size > old_embeddings.num_embeddings:
                 std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
-                new_rows = (
-                    torch.randn(size - old_embeddings.num_embeddings, old_embeddings.embedding_dim) * std
-                )
+                new_rows = torch.randn(size - old_embeddings.num_embeddings, old_embeddings.embedding_dim) * std
             old_embeddings.resized(size, new_rows).round_to_storage()
             self.config.compact_embeddings = old_embeddings.config.to_dict()
             self._skip_codes_in_data_parallel()
@@ -183,6 +180,16 @@ def native_model_class(compact: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return next(base for base in compact.__mro__ if base.__module__.startswith("transformers."))
 
 
+class CompactConfigMixin:
+    """What a compact config class adds to its native one; mixed in before it."""
+
+    def __post_init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take a structure's configuration as well as its `to_dict()`."""
+        if isinstance(self.compact_embeddings, StructureConfig):
+            self.compact_embeddings = self.compact_embeddings.to_dict()
+        super().__post_init__(*args, **kwargs)
+
+
 def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """Return the compact config class of a native one: the same fields and `compact_embeddings`."""
     name = PREFIX + native.__name__
@@ -194,7 +201,7 @@ def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             "compact_embeddings": None,
             "model_type": f"compact-{native.model_type}",
         }
-        _config_classes[name] = type(name, (native,), namespace)
+        _config_classes[name] = type(name, (CompactConfigMixin, native), namespace)
     return _config_classes[name]
 
 

@@ -160,18 +160,13 @@ class CompactEmbedding(nn.Module):
 
     def embed(self, ids: Tensor, scale: float = 1.0) -> Tensor:
         """Return rows (..., D) of ids (...)."""
+        ids = ids.long()
         coded_rows = self.coded_rows
-        vectors = self.coded_vectors(
-            ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1)
-        )
+        vectors = self.coded_vectors(ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1))
         if self.config.mask_padding and self.padding_idx is not None:
             vectors = vectors * (ids != self.padding_idx).unsqueeze(-1)
         if self.private_vectors is not None:
-            private_ids = self.private_id_list()
-            # Searching the short sorted list has static shapes, and needs no V-sized slot table.
-            slot = torch.searchsorted(private_ids, ids).clamp_(max=private_ids.numel() - 1)
-            exact = nn.functional.embedding(slot, self.private_vectors)
-            vectors = torch.where((private_ids[slot] == ids).unsqueeze(-1), exact, vectors)
+            vectors = self._with_private_rows(vectors, ids, self.private_vectors)
         if scale == 1.0:
             return vectors
         # The scale is rounded to the model's dtype first, as the native scaled embeddings do.
@@ -242,7 +237,10 @@ class CompactEmbedding(nn.Module):
         """Return the sorted ids (m,) of the rows stored exactly, as int64."""
         if self.private_ids is None:
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        return unpack_codes(self.private_ids, 1, _PRIVATE_ID_BITS).squeeze(-1)
+        if torch.compiler.is_compiling():
+            return unpack_codes(self.private_ids, 1, _PRIVATE_ID_BITS).squeeze(-1)
+        # The same without arithmetic, for little-endian machines, which are all that torch runs on.
+        return self.private_ids.view(torch.int32).squeeze(-1).long()
 
     @torch.no_grad()
     def set_private_rows(self, ids: Tensor, vectors: Tensor) -> None:
@@ -251,6 +249,21 @@ class CompactEmbedding(nn.Module):
         if self.private_ids is not None and self.private_vectors is not None:
             self.private_ids.copy_(pack_codes(ids.unsqueeze(-1), _PRIVATE_ID_BITS))
             self.private_vectors.copy_(vectors)
+
+    def _with_private_rows(self, vectors: Tensor, ids: Tensor, exact: Tensor) -> Tensor:
+        """Put the exact rows (m, D) over the coded vectors (..., D) of the ids that have one."""
+        private_ids = self.private_id_list()
+        # Searching the short sorted list needs no slot table with an entry for each token.
+        slot = torch.searchsorted(private_ids, ids).clamp_(max=private_ids.numel() - 1)
+        hit = private_ids.take(slot) == ids
+        if torch.compiler.is_compiling() or ids.device.type != "cpu":
+            return torch.where(hit.unsqueeze(-1), nn.functional.embedding(slot, exact), vectors)
+        # Shapes that depend on the data break a compiled graph and make a GPU wait, but cost a CPU less.
+        places = hit.view(-1).nonzero().squeeze(-1)
+        if places.numel():
+            rows = exact.index_select(0, slot.view(-1).index_select(0, places))
+            vectors = vectors.view(-1, self.embedding_dim).index_copy_(0, places, rows).view_as(vectors)
+        return vectors
 
     def _allocate_private_rows(self, count: int, like: Tensor | None = None) -> None:
         device = None if like is None else like.device
@@ -312,9 +325,7 @@ class CompactEmbedding(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the shape that the structure stands for."""
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, method={self.config.method!r}, bytes={self.nbytes}"
-        )
+        return f"{self.num_embeddings}, {self.embedding_dim}, method={self.config.method!r}, bytes={self.nbytes}"
 
 
 _REGISTRY: dict[str, tuple[type[StructureConfig], type[CompactEmbedding]]] = {}

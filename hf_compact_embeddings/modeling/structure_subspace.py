@@ -39,7 +39,7 @@ class SubspaceConfig(StructureConfig):
     num_subspaces: int = 8
     codebook_size: int | None = None
     assignment: str = "cluster"
-    frequency_power: float = 0.5
+    frequency_power: float = 0.75
     features: str = "table"
     unique_codes: bool = False
     iterations: int = 25
@@ -133,12 +133,12 @@ class SubspaceEmbedding(CompactEmbedding):
         """Concatenate the entries that the ids' tuples name."""
         codes = self.codes_of(ids)
         equal, entries, width = self.codebooks.shape
-        first_entry = torch.arange(equal, device=ids.device) * entries
-        vectors = F.embedding(codes[..., :equal] + first_entry, self.codebooks.view(equal * entries, width))
-        vectors = vectors.flatten(-2)
+        first_entry = torch.arange(0, equal * entries, entries, device=ids.device)
+        flat = self.codebooks.view(equal * entries, width)
         if self.last_codebook is None:
-            return vectors
-        return torch.cat([vectors, F.embedding(codes[..., -1], self.last_codebook)], dim=-1)
+            return F.embedding(codes.add_(first_entry), flat).flatten(-2)
+        last = F.embedding(codes[..., -1], self.last_codebook)
+        return torch.cat([F.embedding(codes[..., :-1] + first_entry, flat).flatten(-2), last], dim=-1)
 
     def coded_scores(self, hidden: Tensor) -> Tensor:
         """Score f x n entries once, then look up and add f of them for each row."""

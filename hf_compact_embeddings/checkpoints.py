@@ -1,0 +1,102 @@
+"""Whole checkpoints on disk: a compact model with its tokenizer and what else the original's folder holds."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import transformers
+from huggingface_hub import snapshot_download
+from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from .modeling import modeling_compact
+from .modeling.errors import CheckpointError, CompactConfigError
+
+# What makes a Transformers folder a sentence-transformers one.
+_SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "*_*/*")
+
+
+def require_free_folder(folder: str | Path) -> Path:
+    """Return the path of a folder that may be written: absent, or empty."""
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise CompactConfigError(f"`output` {str(folder)!r} exists and is not an empty folder: nothing was written.")
+    return path
+
+
+def write_checkpoint(
+    compact: PreTrainedModel,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    source: str | Path | None = None,
+) -> Path:
+    """Save a compact model, its tokenizer and the original's sentence-transformers files; all of it or nothing.
+
+    Args:
+        compact: the model.
+        folder: where to; must be absent or empty.
+        tokenizer: saved beside the model.
+        source: the Hub id or folder that the model was made from.
+    """
+    target = require_free_folder(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
+        draft = Path(scratch) / "checkpoint"
+        compact.save_pretrained(draft)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(draft)
+        if source is not None:
+            _copy_sentence_files(source, draft)
+        if target.exists():
+            target.rmdir()
+        draft.rename(target)
+    return target
+
+
+def _copy_sentence_files(source: str | Path, target: Path) -> None:
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(source), allow_patterns=list(_SENTENCE_FILES)))
+    if not (folder / "modules.json").is_file():
+        return
+    for pattern in _SENTENCE_FILES:
+        for file in folder.glob(pattern):
+            destination = target / file.relative_to(folder)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, destination)
+
+
+def load_compact(folder: str | Path) -> PreTrainedModel:
+    """Load a compact checkpoint from a Hub id or folder, with the class that it was saved from."""
+    config = AutoConfig.from_pretrained(folder)
+    names = getattr(config, "architectures", None) or []
+    if not config.model_type.startswith("compact-") or not names:
+        raise CheckpointError(f"{str(folder)!r} is a {config.model_type!r} checkpoint, which is not compact.")
+    return getattr(modeling_compact, names[0]).from_pretrained(folder)
+
+
+def load_dense(model: str | Path, auto_class: Any = None) -> PreTrainedModel:
+    """Load a Hub id or folder with an Auto class, or with the class that its configuration names."""
+    if auto_class is not None:
+        return auto_class.from_pretrained(model)
+    config = AutoConfig.from_pretrained(model)
+    if config.model_type.startswith("compact-"):
+        raise CompactConfigError(f"`model` {str(model)!r} is compact already ({config.model_type}).")
+    names = getattr(config, "architectures", None) or []
+    found = [getattr(transformers, name) for name in names if hasattr(transformers, name)]
+    if not found:
+        raise CompactConfigError(
+            f"`model` {str(model)!r} names no class of Transformers in `architectures` ({names}): "
+            "pass `auto_class`, for example AutoModelForMaskedLM."
+        )
+    return found[0].from_pretrained(model)
+
+
+def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a Hub id or folder, or return None where there is none."""
+    folder = Path(model)
+    if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+        return None
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)

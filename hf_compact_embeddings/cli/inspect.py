@@ -1,0 +1,22 @@
+"""Report what a compact checkpoint takes, and how faithful it is to the dense model."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..checkpoints import load_compact, load_dense
+from ..evaluation.report import inspect
+from .outcome import Outcome
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("model", help="Hub id or folder of a compact model")
+    parser.add_argument("--against", metavar="MODEL", help="Hub id or folder of the dense model, for the fidelity")
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Load and report."""
+    dense = None if options.against is None else load_dense(options.against)
+    report = inspect(load_compact(options.model), against=dense)
+    return Outcome(report.to_dict(), str(report))
