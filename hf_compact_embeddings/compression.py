@@ -24,7 +24,7 @@ from .token_statistics import contextual_states, count_tokens
 
 def compress(
     model: PreTrainedModel | str | Path,
-    method: str | StructureConfig = "subspace",
+    method: str | StructureConfig,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_counts: Tensor | None = None,
@@ -78,7 +78,15 @@ def compress(
     )
     stored = dataclasses.replace(config, private_rows=private_ids.numel(), mask_padding=config.init == "random")
     structure = fit_structure(stored, source)
-    return _assemble(model, compact_class, table, structure)
+    compact = _assemble(model, compact_class, table, structure)
+    compact.config.compact_source = {
+        **hub_origin(model),
+        "options": {name: value for name, value in config.to_dict().items() if value != defaults_of(config).get(name)},
+        "seed": seed,
+        "token_counts": token_counts is not None,
+        "texts": texts is not None,
+    }
+    return compact
 
 
 def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> StructureConfig:
@@ -162,9 +170,8 @@ def _assemble(
 
 def _converted_config(config: PreTrainedConfig, target: type[PreTrainedConfig]) -> Any:
     """Copy a configuration into another class of the same architecture."""
-    fields = copy.deepcopy(config.to_dict())
-    for name in ("model_type", "auto_map", "architectures", "compact_embeddings"):
-        fields.pop(name, None)
+    left_out = ("model_type", "auto_map", "architectures", "compact_embeddings", "compact_code", "compact_source")
+    fields = {name: value for name, value in copy.deepcopy(config.to_dict()).items() if name not in left_out}
     converted = target.from_dict(fields)
     converted._attn_implementation = config._attn_implementation
     return converted

