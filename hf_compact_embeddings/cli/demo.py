@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> Outcome:
     original = sentence_vectors(dense, tokenizer, sentences)
     results = []
     with tempfile.TemporaryDirectory() as scratch:
-        folders = []
+        folders: list[Path] = []
         for config in _SETTINGS:
             compact = compress(dense, config, tokenizer=tokenizer)
             folders.append(write_checkpoint(compact, Path(scratch) / f"model{len(folders)}", tokenizer))

@@ -138,7 +138,18 @@ class CompactEmbedding(nn.Module):
         raise NotImplementedError
 
     def check_values(self) -> None:
-        """Raise `CheckpointError` if loaded codes point outside their tables."""
+        """Raise `CheckpointError` if loaded codes or ids point to rows that do not exist."""
+        ids = self.private_id_list()
+        sorted_rows = bool((ids.diff() > 0).all()) and (
+            ids.numel() == 0 or 0 <= ids[0] and ids[-1] < self.num_embeddings
+        )
+        if not sorted_rows:
+            raise CheckpointError(f"`private_ids` must be different, sorted, and below {self.num_embeddings:,}.")
+        if int((ids >= self.coded_rows).sum()) < self.num_embeddings - self.coded_rows:
+            raise CheckpointError(
+                f"The model has {self.num_embeddings:,} rows (`vocab_size`), but the table has {self.coded_rows:,} coded "
+                f"ones and private ones for {ids.numel():,} ids: some rows have no value."
+            )
 
     def collisions(self) -> int:
         """Return how many coded rows share all their codes with an earlier row."""

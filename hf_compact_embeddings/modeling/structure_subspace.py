@@ -180,6 +180,7 @@ class SubspaceEmbedding(CompactEmbedding):
 
     def check_values(self) -> None:
         """Raise if a stored code is no row of its table."""
+        super().check_values()
         if self.codes is None or self.entries == 1 << self.code_bits:
             return
         largest = int(unpack_codes(self.codes, self.config.num_subspaces, self.code_bits).max())

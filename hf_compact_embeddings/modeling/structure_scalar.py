@@ -1,0 +1,116 @@
+"""Scalar embeddings: every value rounded to 2, 4 or 8 bits, with a scale for each group of values."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .codes import pack_codes, packed_width, unpack_codes
+from .decoded_scores import decoded_scores
+from .errors import config_error
+from .structure import CompactEmbedding, StructureConfig, register_structure
+
+_INITIAL_RANGE = 0.02
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalarConfig(StructureConfig):
+    """Configuration of scalar embeddings, the baseline of all quantisation.
+
+    Attributes:
+        bits: of each value.
+        group_size: values that share a scale; must divide the width. None: a scale for each row.
+    """
+
+    method: ClassVar[str] = "scalar"
+
+    bits: int = 8
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the fields."""
+        super().__post_init__()
+        self.require_choice("bits", (2, 4, 8))
+        if self.group_size is not None:
+            self.require_integer("group_size", 1)
+
+    def resolved(self, num_embeddings: int, embedding_dim: int) -> Self:
+        """Fill in the group size and check it against the width."""
+        config = super().resolved(num_embeddings, embedding_dim)
+        size = self.group_size or embedding_dim
+        if embedding_dim % size:
+            raise config_error("group_size", size, f"it must divide the table's width of {embedding_dim:,}")
+        return dataclasses.replace(config, group_size=size)
+
+
+@register_structure(ScalarConfig)
+class ScalarEmbedding(CompactEmbedding):
+    """A value is (code - middle) · scale of its group; the levels lie evenly on both sides of zero."""
+
+    config: ScalarConfig
+    codes: Tensor
+
+    def __init__(
+        self,
+        config: ScalarConfig,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        scale: float = 1.0,
+    ) -> None:
+        """Allocate codes and scales."""
+        super().__init__(config, num_embeddings, embedding_dim, padding_idx, scale)
+        assert self.config.group_size is not None
+        self.groups = embedding_dim // self.config.group_size
+        self.scales = nn.Parameter(torch.empty(self.coded_rows, self.groups))
+        shape = (self.coded_rows, packed_width(embedding_dim, self.config.bits))
+        self.register_buffer("codes", torch.empty(shape, dtype=torch.uint8))
+
+    def _values(self, codes: Tensor, scales: Tensor) -> Tensor:
+        """Return the values (..., D) of packed codes and the scales (..., groups) of their groups."""
+        steps = unpack_codes(codes, self.embedding_dim, self.config.bits).to(scales.dtype)
+        centred = steps - middle(self.config.bits)
+        return (centred.unflatten(-1, (self.groups, -1)) * scales.unsqueeze(-1)).flatten(-2)
+
+    def coded_vectors(self, ids: Tensor) -> Tensor:
+        """Read the values of the ids' rows."""
+        codes = self.codes.index_select(0, ids.reshape(-1)).view(*ids.shape, self.codes.shape[1])
+        return self._values(codes, F.embedding(ids, self.scales))
+
+    def coded_scores(self, hidden: Tensor) -> Tensor:
+        """Score some rows at a time."""
+
+        def decode(start: int, stop: int) -> Tensor:
+            return self._values(self.codes[start:stop], self.scales[start:stop].float())
+
+        return decoded_scores(hidden.float(), self.coded_rows, decode)
+
+    @torch.no_grad()
+    def set_codes(self, codes: Tensor, scales: Tensor) -> None:
+        """Store codes (V, D) and scales (V, groups)."""
+        self.codes.copy_(pack_codes(codes, self.config.bits))
+        self.scales.copy_(scales)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw codes at random, at the usual spread."""
+        shape = (self.coded_rows, self.embedding_dim)
+        codes = torch.randint(1 << self.config.bits, shape, device=self.codes.device)
+        # Codes drawn evenly spread over 2^bits / sqrt(12) steps.
+        spread = _INITIAL_RANGE * 12**0.5 / (1 << self.config.bits)
+        self.set_codes(codes, torch.full_like(self.scales, spread))
+
+    @torch.no_grad()
+    def keep_rows(self, count: int) -> None:
+        """Drop the codes and scales of the last rows."""
+        self.codes = self.codes[:count].clone()
+        self.scales = nn.Parameter(self.scales[:count].clone(), requires_grad=self.scales.requires_grad)
+
+
+def middle(bits: int) -> float:
+    """Return what stands for zero among the codes of so many bits: half-way between the two middle codes."""
+    return ((1 << bits) - 1) / 2
