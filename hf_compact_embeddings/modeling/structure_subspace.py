@@ -123,7 +123,10 @@ class SubspaceEmbedding(CompactEmbedding):
     def codes_of(self, ids: Tensor) -> Tensor:
         """Return the tuples (..., f) of ids (...), as int64."""
         if self.codes is None:
-            digits = [(ids // self.entries**i) % self.entries for i in range(self.config.num_subspaces)]
+            digits, rest = [], ids
+            for _ in range(self.config.num_subspaces):
+                digits.append(rest % self.entries)
+                rest = rest // self.entries
             return torch.stack(digits, dim=-1)
         rows = self.codes.index_select(0, ids.reshape(-1))
         codes = unpack_codes(rows, self.config.num_subspaces, self.code_bits)

@@ -1,0 +1,102 @@
+"""Perplexity on running text: masked for models with a masked-LM head, next-token for causal ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling.errors import CompactConfigError
+
+_PIECE_LENGTH = 128
+_PIECES_PER_BATCH = 32
+_MASKED_SHARE = 0.15
+_TEXTS_PER_BATCH = 1000
+
+
+def text_pieces(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = _PIECE_LENGTH) -> Tensor:
+    """Return a text as pieces of equal length (N, length), special tokens at both ends where the tokenizer has them.
+
+    Lines are joined, as language models are trained; the rest that does not fill a piece is dropped.
+    """
+    prefix, suffix = _special_ends(tokenizer)
+    stream: list[int] = []
+    for batch in _batches(texts):
+        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+            stream.extend(ids)
+    body = length - len(prefix) - len(suffix)
+    count = len(stream) // body
+    if count == 0:
+        raise CompactConfigError(f"The text has {len(stream)} tokens, but a piece needs {body}: give more text.")
+    middle = torch.tensor(stream[: count * body]).view(count, body)
+    ends = [torch.tensor(end, dtype=torch.int64).expand(count, -1) for end in (prefix, suffix)]
+    return torch.cat([ends[0], middle, ends[1]], dim=1)
+
+
+def _special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before and after a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = list(tokenizer("a")["input_ids"])
+    start = next((i for i in range(len(full)) if full[i : i + len(plain)] == list(plain)), 0)
+    return full[:start], full[start + len(plain) :]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        if text.strip():
+            batch.append(text)
+        if len(batch) == _TEXTS_PER_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+@torch.no_grad()
+def perplexity(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], seed: int = 0
+) -> float:
+    """Return exp of the mean loss of the tokens that are predicted.
+
+    Args:
+        model: with a masked-LM or a causal head.
+        tokenizer: the model's tokenizer. Masked models need its mask token.
+        texts: running text, a line each.
+        seed: of the choice of masked tokens, so that models are compared on the same ones.
+    """
+    pieces = text_pieces(texts, tokenizer)
+    masked = "ForMaskedLM" in type(model).__name__
+    if masked and tokenizer.mask_token_id is None:
+        raise CompactConfigError("`tokenizer` has no mask token, which masked-LM perplexity needs.")
+    generator = torch.Generator().manual_seed(seed)
+    special = torch.tensor(tokenizer.all_special_ids)
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for batch in pieces.split(_PIECES_PER_BATCH):
+        if masked:
+            chosen = torch.rand(batch.shape, generator=generator) < _MASKED_SHARE
+            chosen &= ~torch.isin(batch, special)
+            inputs, targets = batch.masked_fill(chosen, tokenizer.mask_token_id), batch[chosen]
+            logits = _logits_at(model, inputs.to(model.device), chosen.to(model.device))
+        else:
+            logits = model(input_ids=batch.to(model.device)).logits[:, :-1].flatten(0, 1)
+            targets = batch[:, 1:].flatten()
+        total += float(cross_entropy(logits.float(), targets.to(logits.device), reduction="sum"))
+        count += len(targets)
+    model.train(training)
+    return math.exp(total / count)
+
+
+def _logits_at(model: PreTrainedModel, inputs: Tensor, chosen: Tensor) -> Tensor:
+    """Return the logits (n, V) of the chosen places (B, T); the output layer does not see the others."""
+    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: (arguments[0][chosen],))
+    try:
+        return model(input_ids=inputs).logits
+    finally:
+        handle.remove()

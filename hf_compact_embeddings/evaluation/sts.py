@@ -1,0 +1,38 @@
+"""Semantic textual similarity: how well the cosine of sentence vectors ranks pairs as people do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling.errors import CompactConfigError
+from .sentences import sentence_vectors, spearman
+
+_COLUMNS = ("sentence1", "sentence2", "score")
+
+
+def sts_spearman(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Mapping[str, Any]]
+) -> float:
+    """Return 100 times the rank correlation of cosines and scores.
+
+    Args:
+        model: an encoder; its mean last hidden states are the sentence vectors.
+        tokenizer: the model's tokenizer.
+        pairs: rows with the columns of the STS benchmark: sentence1, sentence2, score.
+    """
+    rows = list(pairs)
+    missing = [column for column in _COLUMNS if rows and column not in rows[0]]
+    if not rows or missing:
+        found = ", ".join(rows[0]) if rows else "no rows"
+        raise CompactConfigError(f"`data` needs the columns {', '.join(_COLUMNS)}, but has: {found}.")
+    # Both sides in one go: sentences of a length share a batch, and repeated ones are read once.
+    sentences = sorted({row[column] for row in rows for column in _COLUMNS[:2]})
+    index = {sentence: position for position, sentence in enumerate(sentences)}
+    vectors = sentence_vectors(model, tokenizer, sentences)
+    first, second = (vectors[[index[row[column]] for row in rows]] for column in _COLUMNS[:2])
+    cosines = torch.cosine_similarity(first, second, dim=-1)
+    return 100 * spearman(cosines, torch.tensor([float(row["score"]) for row in rows]))
