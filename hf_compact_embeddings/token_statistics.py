@@ -21,8 +21,9 @@ def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows:
     """Count how often each of `rows` token ids occurs in texts, special tokens included, as float64 (V,)."""
     counts = torch.zeros(rows, dtype=torch.float64)
     for batch in _batches(texts, "Counting tokens"):
-        for ids in tokenizer(batch, truncation=False, verbose=False)["input_ids"]:
-            counts += torch.bincount(torch.as_tensor(ids, dtype=torch.int64), minlength=rows)[:rows]
+        encoded = tokenizer(batch, truncation=False, verbose=False)["input_ids"]
+        ids = torch.tensor([token for sequence in encoded for token in sequence], dtype=torch.int64)
+        counts += torch.bincount(ids[ids < rows], minlength=rows)
     if not counts.any():
         raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
     return counts
@@ -35,23 +36,13 @@ def contextual_states(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, 
     Tokens that do not occur get the state that a linear map from their table row predicts, so that all
     rows can be compared with each other.
     """
-    base = getattr(model, model.base_model_prefix, model)
-    encoder = base.get_encoder() if model.config.is_encoder_decoder else base
     table = model.get_input_embeddings().weight.float()
-    sums, counts = None, torch.zeros(len(table))
-    for batch in _batches(texts, "Reading contexts"):
-        encoded = tokenizer(batch, truncation=True, max_length=_MAX_LENGTH, padding=True, return_tensors="pt")
-        states = encoder(
-            input_ids=encoded["input_ids"].to(model.device),
-            attention_mask=encoded["attention_mask"].to(model.device),
-        ).last_hidden_state
-        kept = encoded["attention_mask"].bool()
-        ids, states = encoded["input_ids"][kept], states.cpu().float()[kept]
-        sums = torch.zeros(len(table), states.shape[-1]) if sums is None else sums
-        sums.index_add_(0, ids, states)
-        counts.index_add_(0, ids, torch.ones(len(ids)))
-    if sums is None:
-        raise CompactConfigError("`texts` gave no tokens: it is empty.")
+    training = model.training
+    model.eval()
+    try:
+        sums, counts = _summed_states(texts, tokenizer, model, len(table))
+    finally:
+        model.train(training)
     seen = counts > 0
     means = sums / counts.clamp(min=1).unsqueeze(-1)
     rows = torch.cat([table.cpu(), torch.ones(len(table), 1)], dim=1)
@@ -62,11 +53,35 @@ def contextual_states(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, 
     return torch.where(seen.unsqueeze(-1), means, predicted)
 
 
+def _summed_states(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of each token's last hidden states (V, H), and how many there were (V,)."""
+    base = getattr(model, model.base_model_prefix, model)
+    encoder = base.get_encoder() if model.config.is_encoder_decoder else base
+    sums, counts = None, torch.zeros(rows)
+    for batch in _batches(texts, "Reading contexts"):
+        encoded = tokenizer(batch, truncation=True, max_length=_MAX_LENGTH, padding=True, return_tensors="pt")
+        states = encoder(
+            input_ids=encoded["input_ids"].to(model.device),
+            attention_mask=encoded["attention_mask"].to(model.device),
+        ).last_hidden_state
+        kept = encoded["attention_mask"].bool()
+        ids, states = encoded["input_ids"][kept], states.cpu().float()[kept]
+        sums = torch.zeros(rows, states.shape[-1]) if sums is None else sums
+        sums.index_add_(0, ids, states)
+        counts.index_add_(0, ids, torch.ones(len(ids)))
+    if sums is None:
+        raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
+    return sums, counts
+
+
 def _batches(texts: Iterable[str], description: str) -> Iterator[list[str]]:
     if isinstance(texts, str):
         raise CompactConfigError("`texts` is one string, but it must be an iterable of strings.")
     iterator: Iterator[Any] = iter(texts)
     with tqdm(desc=description, unit="text", leave=False, delay=1.0) as progress:
         while batch := list(islice(iterator, _TEXTS_PER_BATCH)):
-            yield [text for text in batch if text]
+            if kept := [text for text in batch if text]:
+                yield kept
             progress.update(len(batch))

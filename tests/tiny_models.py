@@ -16,7 +16,14 @@ _ENCODER = {
     "intermediate_size": 32,
     "max_position_embeddings": 64,
 }
-_DECODER = {**_ENCODER, "num_key_value_heads": 1, "head_dim": 12, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+_DECODER = {
+    **_ENCODER,
+    "num_key_value_heads": 1,
+    "head_dim": 12,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 
 # Architecture: the configuration class, its options, and the head that scores all tokens.
 ARCHITECTURES: dict[str, tuple[str, dict, str]] = {
@@ -36,7 +43,14 @@ ARCHITECTURES: dict[str, tuple[str, dict, str]] = {
     "mpnet": ("MPNetConfig", _ENCODER, "MPNetForMaskedLM"),
     "modernbert": (
         "ModernBertConfig",
-        {**_ENCODER, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2},
+        {
+            **_ENCODER,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "cls_token_id": 1,
+            "sep_token_id": 2,
+        },
         "ModernBertForMaskedLM",
     ),
     "gpt2": (
@@ -49,6 +63,7 @@ ARCHITECTURES: dict[str, tuple[str, dict, str]] = {
             "n_positions": 64,
             "bos_token_id": 1,
             "eos_token_id": 2,
+            "pad_token_id": 0,
         },
         "GPT2LMHeadModel",
     ),
@@ -112,7 +127,7 @@ def tiny_config(architecture: str, **options) -> transformers.PreTrainedConfig:
 
 
 def tiny_model(architecture: str = "bert", head: str | None = None, seed: int = 0, **options) -> PreTrainedModel:
-    """Return a tiny model in evaluation mode; `head` is a class name, by default the one that scores tokens."""
+    """Return a tiny model in evaluation mode; `head` names a class, by default the one that scores tokens."""
     torch.manual_seed(seed)
     model = getattr(transformers, head or ARCHITECTURES[architecture][2])(tiny_config(architecture, **options))
     with torch.no_grad():
@@ -134,5 +149,7 @@ def tiny_inputs(model: PreTrainedModel, batch: int = 2, length: int = 9, seed: i
         ids[0, -2:], mask[0, -2:] = padding, 0
     inputs = {"input_ids": ids, "attention_mask": mask}
     if model.config.is_encoder_decoder:
+        # Heads that classify a sequence read its last state there.
+        ids[:, -3] = model.config.eos_token_id
         inputs["decoder_input_ids"] = ids.flip(1)
     return inputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,7 @@ class FitSource:
         private_ids: sorted ids (m,) of rows that will be stored exactly, and need no fit.
         padding_idx: the padding row.
         scale: what looked-up rows are multiplied by.
+        token_strings: how the tokens are written (V of them), for fits that read it, or None.
         seed: of all random choices.
         device: where to compute.
     """
@@ -31,6 +32,7 @@ class FitSource:
     table: Tensor
     counts: Tensor | None = None
     features: Tensor | None = None
+    token_strings: Sequence[str] | None = None
     private_ids: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     padding_idx: int | None = None
     scale: float = 1.0
@@ -87,7 +89,9 @@ def fit_structure(config: StructureConfig, source: FitSource) -> CompactEmbeddin
     """Return a structure that stands for the source's table, rounded to its storage dtype."""
     if config.init == "random":
         structure = empty_structure(config, source)
-        structure.reset_parameters()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(source.seed)
+            structure.reset_parameters()
     else:
         structure = _FITTERS[config.method](config, source)
         if source.private_ids.numel():

@@ -53,6 +53,12 @@ def unpack_codes(packed: Tensor, num_codes: int, bits: int) -> Tensor:
     return (value >> shift) & ((1 << bits) - 1)
 
 
+def draw_codes_(packed: Tensor, num_codes: int, bits: int, entries: int) -> None:
+    """Fill packed rows (V, bytes) with codes drawn evenly from `entries` values, some rows at a time."""
+    for chunk in packed.split(max(1, _CODES_PER_CHUNK // num_codes)):
+        chunk.copy_(pack_codes(torch.randint(entries, (len(chunk), num_codes), device=packed.device), bits))
+
+
 def product_scores(tables: Tensor, codes: Tensor, bits: int) -> Tensor:
     """Sum, for every row, the scores that its codes select.
 

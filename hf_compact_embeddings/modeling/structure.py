@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -33,6 +33,8 @@ class StructureConfig:
     """
 
     method: ClassVar[str]
+    # Whether the fit reads how the tokens are written.
+    fits_token_strings: ClassVar[bool] = False
 
     init: str = "pretrained"
     storage_dtype: str = "float16"
@@ -137,6 +139,19 @@ class CompactEmbedding(nn.Module):
         """Drop all coded rows from `count` on."""
         raise NotImplementedError
 
+    @property
+    def extra_inputs(self) -> tuple[str, ...]:
+        """Names of inputs that the model's `forward` takes for the structure, beside the ids."""
+        return ()
+
+    def require_fit(self, model: nn.Module) -> None:
+        """Raise `UnsupportedArchitectureError` if the model asks for more than the structure can do."""
+        return
+
+    def check_tokenizer(self, stored: Callable[[], Mapping[str, Any]]) -> None:
+        """Raise if a checkpoint's tokenizer, whose configuration `stored()` reads, does not suit the structure."""
+        return
+
     def check_values(self) -> None:
         """Raise `CheckpointError` if loaded codes or ids point to rows that do not exist."""
         ids = self.private_id_list()
@@ -147,8 +162,8 @@ class CompactEmbedding(nn.Module):
             raise CheckpointError(f"`private_ids` must be different, sorted, and below {self.num_embeddings:,}.")
         if int((ids >= self.coded_rows).sum()) < self.num_embeddings - self.coded_rows:
             raise CheckpointError(
-                f"The model has {self.num_embeddings:,} rows (`vocab_size`), but the table has {self.coded_rows:,} coded "
-                f"ones and private ones for {ids.numel():,} ids: some rows have no value."
+                f"The model has {self.num_embeddings:,} rows (`vocab_size`), but the table has {self.coded_rows:,} "
+                f"coded ones and private ones for {ids.numel():,} ids: some rows have no value."
             )
 
     def collisions(self) -> int:

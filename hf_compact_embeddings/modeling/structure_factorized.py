@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .codes import draw_codes_
 from .errors import CompactConfigError, config_error
 from .structure import STORAGE_DTYPES, CompactEmbedding, StructureConfig, register_structure
 
@@ -233,12 +234,10 @@ class FactorizedEmbedding(CompactEmbedding):
         if self.codes is not None:
             self.codes.normal_()
         else:
-            shape = (self.coded_rows, self.rank)
-            device = self.decoder.device
-            self.set_int8_codes(
-                torch.randint(-127, 128, shape, dtype=torch.int8, device=device),
-                torch.full((self.coded_rows,), 1 / 73.0, device=device),
-            )
+            assert self.code_bytes is not None and self.code_scales is not None
+            draw_codes_(self.code_bytes, self.rank, 8, 256)
+            # Bytes drawn evenly spread over 256 / sqrt(12) steps.
+            self.code_scales.fill_(12**0.5 / 256)
         for tensor in (self.hidden_weight, self.hidden_decoder):
             if tensor is not None:
                 tensor.normal_(std=_INITIAL_RANGE)

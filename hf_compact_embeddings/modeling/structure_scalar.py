@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .codes import pack_codes, packed_width, unpack_codes
+from .codes import draw_codes_, pack_codes, packed_width, unpack_codes
 from .decoded_scores import decoded_scores
 from .errors import config_error
 from .structure import CompactEmbedding, StructureConfig, register_structure
@@ -98,11 +98,10 @@ class ScalarEmbedding(CompactEmbedding):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw codes at random, at the usual spread."""
-        shape = (self.coded_rows, self.embedding_dim)
-        codes = torch.randint(1 << self.config.bits, shape, device=self.codes.device)
-        # Codes drawn evenly spread over 2^bits / sqrt(12) steps.
-        spread = _INITIAL_RANGE * 12**0.5 / (1 << self.config.bits)
-        self.set_codes(codes, torch.full_like(self.scales, spread))
+        levels = 1 << self.config.bits
+        draw_codes_(self.codes, self.embedding_dim, self.config.bits, levels)
+        # Codes drawn evenly spread over levels / sqrt(12) steps.
+        self.scales.fill_(_INITIAL_RANGE * 12**0.5 / levels)
 
     @torch.no_grad()
     def keep_rows(self, count: int) -> None:

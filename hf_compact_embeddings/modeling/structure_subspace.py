@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .codes import MAX_BITS, bits_for, pack_codes, packed_width, product_scores, unpack_codes
+from .codes import MAX_BITS, bits_for, draw_codes_, pack_codes, packed_width, product_scores, unpack_codes
 from .errors import CheckpointError, config_error
 from .structure import CompactEmbedding, StructureConfig, register_structure
 
@@ -173,8 +173,7 @@ class SubspaceEmbedding(CompactEmbedding):
             if table is not None:
                 table.uniform_(-_INITIAL_RANGE, _INITIAL_RANGE)
         if self.codes is not None:
-            shape = (self.coded_rows, self.config.num_subspaces)
-            self.codes.copy_(pack_codes(torch.randint(self.entries, shape), self.code_bits))
+            draw_codes_(self.codes, self.config.num_subspaces, self.code_bits, self.entries)
 
     def keep_rows(self, count: int) -> None:
         """Drop the tuples of the last rows; the tables stay."""

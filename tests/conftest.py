@@ -1,0 +1,24 @@
+"""Settings of the whole suite: one thread, and caches of its own."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# Read when transformers is imported: remote code and downloads must not reach the user's own cache.
+_HOME = tempfile.TemporaryDirectory(prefix="compact-tests-")
+os.environ["HF_HOME"] = _HOME.name
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import hypothesis  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
+# The suite runs in several processes; more threads in each would only fight for the cores.
+torch.set_num_threads(1)
+transformers.utils.logging.disable_progress_bar()
+transformers.utils.logging.set_verbosity_error()
+
+hypothesis.settings.register_profile("suite", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("suite")

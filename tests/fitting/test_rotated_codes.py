@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hf_compact_embeddings.fitting.rotated_codes import decode_basis, encode_basis, fit_rotated, row_slots
+from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
+from hf_compact_embeddings.fitting.tiers import count_bytes
+from hf_compact_embeddings.modeling.errors import CompactConfigError
+
+
+def spectrum_table(rows: int = 3000, dim: int = 48, decay: float = 0.94, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    turn, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator))
+    return torch.randn(rows, dim, generator=generator) * decay ** torch.arange(dim) @ turn + 1.0
+
+
+def relative_error(table: torch.Tensor, read: torch.Tensor, weights: torch.Tensor | None = None) -> float:
+    weights = torch.ones(len(table)) if weights is None else weights
+    mean = (weights[:, None] * table).sum(0) / weights.sum()
+    return float((weights @ (table - read).square().sum(1)) / (weights @ (table - mean).square().sum(1)))
+
+
+def test_gaussian_table_is_coded_close_to_the_bound():
+    table = spectrum_table()
+    codes = fit_rotated(table, 26_000, tiers=1)
+    error = relative_error(table, codes.decode(torch.arange(len(table))))
+    bound = shannon_bound(torch.linalg.eigvalsh(covariance(table)[1]), 8 * codes.plan.num_bytes / table.numel())
+    assert 0.0 < gap_db(error, bound) < 1.5
+    assert error == pytest.approx(codes.plan.distortion, rel=0.1)
+
+
+def test_stored_bytes_are_what_the_plan_counts_and_stay_within_the_budget():
+    table = spectrum_table()
+    codes = fit_rotated(table, 20_000, tiers=3)
+    stored = sum(part.numel() for part in (*codes.codes, *codes.basis_codes))
+    rest = 2 * int((codes.gains != 0).sum()) + 2 * codes.means.numel() + 2 * len(codes.basis_gains)
+    tables = len(codes.plan.basis_bits) * (len(codes.codes) + 1)
+    tags = -(-len(table) * (len(codes.codes) - 1).bit_length() // 8)
+    assert stored + rest + tables + tags == codes.plan.num_bytes == count_bytes(codes.plan, 48)
+    assert 0.97 * 20_000 < codes.plan.num_bytes <= 20_000
+
+
+def test_tiers_spend_more_on_rows_that_weigh_more():
+    table = spectrum_table()
+    weights = torch.ones(len(table))
+    weights[::10] = 50.0
+    one = fit_rotated(table, 20_000, weights=weights, tiers=1)
+    many = fit_rotated(table, 20_000, weights=weights, tiers=3)
+    ids = torch.arange(len(table))
+    assert relative_error(table, many.decode(ids), weights) < 0.5 * relative_error(table, one.decode(ids), weights)
+    heavy = torch.bincount(many.tier_of_row[::10].long(), minlength=len(many.codes))
+    assert heavy[0] > 0.9 * heavy.sum()
+
+
+def test_a_metric_moves_the_error_where_it_costs_less():
+    table = spectrum_table(decay=1.0)
+    metric = torch.diag(torch.tensor([100.0] * 8 + [0.0] * 40))
+    ids = torch.arange(len(table))
+    plain, aware = (fit_rotated(table, 12_000, metric=m).decode(ids) for m in (None, metric))
+    assert relative_error(table[:, :8], aware[:, :8]) < 0.3 * relative_error(table[:, :8], plain[:, :8])
+
+
+def test_single_rows_decode_as_in_the_whole():
+    table = spectrum_table(400)
+    codes = fit_rotated(table, 5_000, tiers=3)
+    whole = codes.decode(torch.arange(400))
+    for row in (0, 17, 399):
+        torch.testing.assert_close(codes.decode(torch.tensor([row]))[0], whole[row])
+
+
+def test_basis_codes_keep_the_directions():
+    basis, _ = torch.linalg.qr(torch.randn(50, 50, generator=torch.Generator().manual_seed(0)))
+    codes, gains = encode_basis(basis[:4].double(), (6, 5, 5, 3))
+    read = decode_basis(codes, (6, 5, 5, 3), gains, 50)
+    errors = (read - basis[:4]).square().sum(1)
+    assert (errors < torch.tensor([0.003, 0.006, 0.006, 0.05])).all()
+    assert [part.numel() for part in codes] == [39, 35, 35, 21]
+
+
+def test_row_slots_count_earlier_rows_of_the_same_tier():
+    tiers = torch.tensor([1, 0, 1, 1, 2, 0], dtype=torch.uint8)
+    assert row_slots(tiers, 3).tolist() == [0, 0, 1, 2, 0, 1]
+
+
+def test_a_budget_below_the_smallest_plan_is_refused():
+    with pytest.raises(CompactConfigError, match="too small"):
+        fit_rotated(spectrum_table(400), 50)

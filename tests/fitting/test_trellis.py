@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+from hf_compact_embeddings.fitting import trellis
+from hf_compact_embeddings.modeling.errors import CompactConfigError
+
+needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
+
+ROWS_OF_BITS = [[1] * 8, [2, 1, 1] * 4, [3] * 8, [2, 2, 1, 1, 1, 1] * 6, [4, 2, 1, 1] * 12, [6, 5, 1] * 6]
+
+
+def gaussian_rows(rows: int, axes: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, axes, generator=torch.Generator().manual_seed(seed))
+
+
+def gap_db(bits: int, axes: int, window_bits: int, rows: int) -> float:
+    points = gaussian_rows(rows, axes)
+    gains = trellis.spread([bits] * axes).float()
+    codes = trellis.encode(points, [bits] * axes, gains, window_bits)
+    read = trellis.decode(codes, [bits] * axes, window_bits) * gains
+    error = (read - points).square().mean() / points.square().mean()
+    return float(10 * torch.log10(error * 4**bits))
+
+
+@needs_numba
+@pytest.mark.parametrize("bits", ROWS_OF_BITS, ids=str)
+def test_compiled_and_plain_search_agree_bit_for_bit(bits):
+    window_bits = 8
+    points = gaussian_rows(9, len(bits))
+    gains = torch.linspace(1.5, 0.5, len(bits))
+    compiled = trellis.encode(points, bits, gains, window_bits, compiled=True)
+    plain = trellis.encode(points, bits, gains, window_bits, compiled=False)
+    assert torch.equal(compiled, plain)
+
+
+@needs_numba
+@pytest.mark.parametrize("bits", [[2, 1, 1] * 4, [3] * 16, [2, 2, 1, 1, 1, 1] * 6], ids=str)
+def test_both_searches_take_the_first_of_equally_good_paths(bits):
+    # Without gains every path costs the same.
+    codes = [
+        trellis.encode(gaussian_rows(3, len(bits)), bits, torch.zeros(len(bits)), 8, compiled=compiled)
+        for compiled in (True, False)
+    ]
+    assert torch.equal(*codes)
+
+
+@pytest.mark.parametrize("bits", ROWS_OF_BITS, ids=str)
+def test_windows_close_to_a_ring(bits):
+    window_bits = 8
+    codes = trellis.encode(gaussian_rows(5, len(bits)), bits, torch.ones(len(bits)), window_bits, compiled=False)
+    assert codes.shape == (5, sum(bits) // 8)
+    windows = trellis.windows_of(codes, bits, window_bits).long()
+    mask = (1 << window_bits) - 1
+    for axis, count in enumerate(bits):
+        shifted = (windows[:, axis - 1] << count) & mask
+        assert torch.equal(windows[:, axis] >> count << count, shifted)
+
+
+def test_short_rings_are_searched_exactly():
+    bits = [2, 1, 1, 1, 1, 1, 1]
+    point = gaussian_rows(4, len(bits))
+    every = torch.arange(256, dtype=torch.uint8)[:, None]
+    best = (trellis.decode(every, bits, 8) - point[:, None]).square().sum(-1).argmin(1)
+    assert trellis.encode(point, bits, torch.ones(len(bits)), 8)[:, 0].tolist() == best.tolist()
+
+
+def test_rows_decode_alone():
+    bits = [2, 1, 1] * 8
+    codes = trellis.encode(gaussian_rows(12, len(bits)), bits, torch.ones(len(bits)), 8)
+    whole = trellis.decode(codes, bits, 8)
+    assert torch.equal(trellis.decode(codes[7], bits, 8), whole[7])
+    assert torch.equal(trellis.decode(codes[[3, 3, 1]].view(3, 1, -1), bits, 8)[:, 0], whole[[3, 3, 1]])
+
+
+@pytest.mark.parametrize("bits, window_bits, most", [(1, 8, 0.75), (2, 8, 1.0), (1, 10, 0.5), (2, 10, 0.75)])
+def test_gaussian_rows_come_close_to_the_bound(bits, window_bits, most):
+    # A scalar quantiser is 1.6 dB off at 1 bit and 2.6 dB at 2.
+    assert 0.0 < gap_db(bits, 192, window_bits, rows=48) < most
+
+
+def test_values_of_every_branch_point_are_evenly_spaced_quantiles():
+    values = trellis.reproduction_values(8).double()
+    ranks = (torch.special.ndtr(values) * 256 - 0.5).round().long()
+    assert sorted(ranks.tolist()) == list(range(256))
+    for bits in (1, 2, 3, 4):
+        siblings = ranks.view(-1, 1 << bits).sort(dim=1).values
+        assert (siblings.diff(dim=1) == 256 >> bits).all()
+
+
+def test_expected_distortion_falls_by_about_six_db_a_bit():
+    left = trellis.expected_distortion()
+    assert left[0] == 1.0
+    assert ((left[1:] / left[:-1] > 0.22) & (left[1:] / left[:-1] < 0.30)).all()
+
+
+@pytest.mark.parametrize(
+    "bits, window_bits, words",
+    [
+        ([1] * 9, 8, "whole bytes"),
+        ([1] * 8, 10, "one window of 10 bits"),
+        ([0] + [1] * 8, 8, "1 to 6"),
+        ([7] + [1] * 9, 8, "1 to 6"),
+        ([1] * 24, 17, "to 16"),
+    ],
+)
+def test_bits_that_cannot_be_coded_are_refused(bits, window_bits, words):
+    with pytest.raises(CompactConfigError, match=words):
+        trellis.encode(torch.zeros(1, len(bits)), bits, torch.ones(len(bits)), window_bits)
+
+
+def test_points_of_another_width_are_refused():
+    with pytest.raises(CompactConfigError, match="do not fit to 8 axes"):
+        trellis.encode(torch.zeros(1, 7), [1] * 8, torch.ones(8), 8)
+
+
+def test_no_rows_give_no_codes():
+    assert trellis.encode(torch.zeros(0, 8), [1] * 8, torch.ones(8), 8).shape == (0, 1)

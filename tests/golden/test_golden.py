@@ -1,0 +1,53 @@
+"""Checkpoints of every format version keep loading, and give what they gave."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from hf_compact_embeddings.checkpoints import load_compact
+from hf_compact_embeddings.modeling.errors import CheckpointError
+from hf_compact_embeddings.modeling.structure import FORMAT_VERSION
+
+from .make import IDS, ROWS_TO_KEEP
+
+GOLDEN = sorted(path for path in Path(__file__).parent.glob("format_*") if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_a_golden_checkpoint_gives_what_it_gave(folder: Path) -> None:
+    model, expected = load_compact(folder).eval(), load_file(folder / "expected.safetensors")
+    stored, path = load_file(folder / "model.safetensors"), model.structure_path()
+    # What is stored is read bit by bit; sums may differ in the last bits between machines.
+    for name, tensor in model.get_input_embeddings().state_dict().items():
+        assert torch.equal(tensor, stored[f"{path}.{name}"].to(tensor.dtype)), name
+    with torch.no_grad():
+        rows, logits = model.get_input_embeddings().dense()[ROWS_TO_KEEP], model(IDS).logits
+    torch.testing.assert_close(rows, expected["rows"], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(logits, expected["logits"], atol=1e-5, rtol=1e-5)
+
+
+def test_every_format_version_has_one() -> None:
+    versions = {
+        json.loads((folder / "config.json").read_text())["compact_embeddings"]["format_version"] for folder in GOLDEN
+    }
+    assert versions == set(range(1, FORMAT_VERSION + 1))
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
+def test_a_golden_checkpoint_is_small(folder: Path) -> None:
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 24 * 1024
+
+
+def test_a_newer_format_is_refused(tmp_path: Path) -> None:
+    for file in GOLDEN[0].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["compact_embeddings"]["format_version"] = FORMAT_VERSION + 1
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="written by a newer release"):
+        load_compact(tmp_path)

@@ -1,0 +1,118 @@
+"""Input tables are found in the model itself; what cannot be made compact is told in one clear error."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import hf_compact_embeddings as hce
+from hf_compact_embeddings.modeling.architectures import embedding_scale, find_input_table, other_large_tables
+from hf_compact_embeddings.modeling.errors import UnsupportedArchitectureError
+
+from ..tiny_models import ARCHITECTURES, VOCABULARY, tiny_model
+
+_SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+OPTIONS = {"num_subspaces": 4, "codebook_size": 16}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_table_and_its_ties(architecture: str) -> None:
+    model = tiny_model(architecture)
+    table = find_input_table(model)
+    weight = table.module.weight
+    assert table.module is model.get_input_embeddings()
+    assert weight.shape[0] == VOCABULARY
+    found = {f"{path}.weight" for path in (*table.paths, *table.tied_paths)}
+    shared = {name for name, value in model.named_parameters(remove_duplicate=False) if value is weight}
+    assert found == shared
+
+
+@pytest.mark.parametrize(("architecture", "scale"), [("bert", 1.0), ("gemma3_text", 24**0.5), ("bart", 24**0.5)])
+def test_the_scale_of_look_ups(architecture: str, scale: float) -> None:
+    model = tiny_model(architecture)
+    assert find_input_table(model).scale == pytest.approx(scale)
+    compact = hce.compress(model, hce.SubspaceConfig(**OPTIONS))
+    assert compact.get_input_embeddings().scale == pytest.approx(scale)
+    ids = torch.tensor([5, 9])
+    rows = compact.get_input_embeddings().dense()[ids]
+    torch.testing.assert_close(compact.get_input_embeddings()(ids), rows * scale)
+
+
+def test_aliases_of_a_shared_table_keep_their_own_scale() -> None:
+    compact = hce.compress(tiny_model("bart"), hce.SubspaceConfig(**OPTIONS))
+    ids = torch.tensor([[5, 9]])
+    rows = compact.get_input_embeddings().dense()[ids]
+    for part in (compact.model.encoder, compact.model.decoder):
+        torch.testing.assert_close(part.embed_tokens(ids), rows * 24**0.5)
+        assert not list(part.embed_tokens.parameters())
+
+
+@pytest.mark.parametrize(
+    ("model_class", "config", "kind"),
+    [
+        ("ViTModel", transformers.ViTConfig(**_SMALL), "ViTPatchEmbeddings"),
+        ("ViTForImageClassification", transformers.ViTConfig(**_SMALL), "ViTPatchEmbeddings"),
+        (
+            "Wav2Vec2Model",
+            transformers.Wav2Vec2Config(**_SMALL, conv_dim=(8,) * 7, num_conv_pos_embedding_groups=4),
+            "Wav2Vec2Model",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_models_without_a_token_table(model_class: str, config, kind: str) -> None:
+    model = getattr(transformers, model_class)(config)
+    with pytest.raises(UnsupportedArchitectureError) as error:
+        hce.compress(model, hce.SubspaceConfig(**OPTIONS))
+    message = str(error.value)
+    assert "looked for" in message and "nn.Embedding" in message and kind in message
+    assert isinstance(error.value, hce.CompactEmbeddingsError) and isinstance(error.value, ValueError)
+
+
+class ShiftedEmbedding(nn.Embedding):
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.shift = nn.Parameter(torch.zeros(1))
+
+
+def test_embeddings_with_more_than_a_scale_are_refused() -> None:
+    assert embedding_scale(nn.Embedding(3, 2)) == 1.0
+    model = tiny_model("bert")
+    model.set_input_embeddings(ShiftedEmbedding(VOCABULARY, 24, 0))
+    with pytest.raises(UnsupportedArchitectureError, match="ShiftedEmbedding.*looked for a plain nn.Embedding"):
+        hce.compress(model, hce.SubspaceConfig(**OPTIONS))
+
+
+def test_classes_that_transformers_does_not_have_are_refused() -> None:
+    class MyBert(transformers.BertForMaskedLM):
+        pass
+
+    with pytest.raises(UnsupportedArchitectureError, match="looked for it as `transformers.MyBert`"):
+        hce.compress(MyBert(tiny_model("bert").config), hce.SubspaceConfig(**OPTIONS))
+
+
+def test_a_tie_by_configuration_that_holds_other_values_is_refused() -> None:
+    model = tiny_model("llama")
+    model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
+    with pytest.raises(UnsupportedArchitectureError, match="`lm_head` is tied.*tie_word_embeddings = False"):
+        hce.compress(model, hce.SubspaceConfig(**OPTIONS))
+
+
+def test_other_tables_are_reported() -> None:
+    untied = hce.compress(tiny_model("llama-untied"), hce.SubspaceConfig(**OPTIONS))
+    assert set(other_large_tables(untied, untied.get_input_embeddings())) == {"lm_head.weight"}
+    assert hce.inspect(untied).other_tables == {"lm_head.weight": VOCABULARY * 24 * 4}
+    for architecture in ("llama", "bert", "t5"):
+        tied = hce.compress(tiny_model(architecture), hce.SubspaceConfig(**OPTIONS))
+        assert hce.inspect(tied).other_tables == {}
+
+
+def test_modules_of_a_tied_head_answer_what_libraries_ask() -> None:
+    compact = hce.compress(tiny_model("bert"), hce.SubspaceConfig(**OPTIONS))
+    head = compact.get_output_embeddings()
+    assert (head.in_features, head.out_features) == (24, VOCABULARY)
+    assert head.weight.is_meta and head.weight.shape == (VOCABULARY, 24)
+    assert head.bias.shape == (VOCABULARY,)
+    assert [name for name, _ in head.named_parameters()] == ["bias"]

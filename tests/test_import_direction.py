@@ -1,0 +1,214 @@
+"""The house's rules that a reader of the source can check: who imports whom, and who may know which name."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers.dynamic_module_utils import get_relative_imports
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+from hf_compact_embeddings.modeling.auto_classes import model_mappings
+from hf_compact_embeddings.modeling.structure import config_classes, structure_class_of
+
+from .tools import PACKAGE
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODELING = sorted((PACKAGE / "modeling").glob("*.py"))
+SHIPPED = [path for path in MODELING if path.name != "__init__.py"]
+
+# A room may import rooms of its own level and below.
+LEVELS = {
+    "version": 0,
+    "modeling": 0,
+    "registration": 1,
+    "origin": 1,
+    "kernels": 1,
+    "fitting": 1,
+    "checkpoints": 2,
+    "compression": 2,
+    "planning": 2,
+    "token_statistics": 2,
+    "training": 3,
+    "evaluation": 3,
+    "hub": 3,
+    "cli": 4,
+    "__init__": 4,
+}
+LIBRARIES = {"torch", "transformers", "huggingface_hub"} | set(sys.stdlib_module_names)
+
+
+def named(path: Path) -> str:
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def for_files(files: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", files, ids=named)
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def room_of(path: Path) -> str:
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imported(path: Path) -> Iterator[tuple[str, ...]]:
+    """Yield the full names, in parts, of all modules and names that a file imports, wherever in the file."""
+    package = (PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (tuple(alias.name.split(".")) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*start, *(node.module.split(".") if node.module else ()))
+            yield from ((*module, alias.name) for alias in node.names)
+
+
+@for_files(FILES)
+def test_imports_run_one_way(path: Path) -> None:
+    room = room_of(path)
+    assert room in LEVELS, f"{named(path)}: say in LEVELS where this room stands"
+    for name in imported(path):
+        if name[0] == PACKAGE.name and len(name) > 1 and (PACKAGE / name[1]).with_suffix(".py").exists():
+            other = name[1]
+        elif name[0] == PACKAGE.name and len(name) > 1 and (PACKAGE / name[1]).is_dir():
+            other = name[1]
+        else:
+            continue
+        assert LEVELS[other] <= LEVELS[room], f"{named(path)} imports {'.'.join(name)}"
+        assert room in ("cli", "__init__") or other != "cli"
+        assert room == other or {room, other} != {"kernels", "fitting"}
+
+
+@for_files(MODELING)
+def test_modeling_files_know_only_their_siblings(path: Path) -> None:
+    siblings = {sibling.stem for sibling in SHIPPED}
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            roots = {alias.name.partition(".")[0] for alias in node.names}
+            assert roots <= LIBRARIES, f"{named(path)} imports {roots - LIBRARIES}"
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert node.module is not None and node.module.partition(".")[0] in LIBRARIES, f"{node.module}"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1 and node.module in siblings, f"{named(path)}: `from .sibling import name` only"
+
+
+@for_files(SHIPPED)
+def test_transformers_finds_the_siblings_that_a_file_needs(path: Path) -> None:
+    """It looks for imports in the text, so one in a docstring or under TYPE_CHECKING would be copied too."""
+    top_level = {node.module for node in tree_of(path).body if isinstance(node, ast.ImportFrom) and node.level == 1}
+    everywhere = {
+        node.module for node in ast.walk(tree_of(path)) if isinstance(node, ast.ImportFrom) and node.level == 1
+    }
+    assert set(get_relative_imports(path)) == everywhere == top_level
+
+
+def test_everything_in_modeling_is_flat() -> None:
+    assert [path for path in (PACKAGE / "modeling").glob("*/**/*.py")] == []
+
+
+@for_files(FILES)
+def test_no_architecture_is_imported(path: Path) -> None:
+    for name in imported(path):
+        if name[:2] == ("transformers", "models"):
+            assert name[2:3] == ("auto",), f"{named(path)} imports {'.'.join(name)}"
+
+
+NATIVE_TYPES = {name for name in CONFIG_MAPPING_NAMES if not name.startswith("compact-")}
+NATIVE_CLASSES = {
+    name
+    for names in (CONFIG_MAPPING_NAMES, *model_mappings().values())
+    for key, value in names.items()
+    if not key.startswith("compact-") and value is not None
+    for name in ([value] if isinstance(value, str) else value)
+}
+ARCHITECTURE_NAMES = NATIVE_TYPES | {name.replace("-", "_") for name in NATIVE_TYPES} | NATIVE_CLASSES
+
+
+def conditions(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If | ast.IfExp | ast.While | ast.Assert):
+            yield node.test
+        elif isinstance(node, ast.comprehension):
+            yield from node.ifs
+        elif isinstance(node, ast.match_case):
+            yield node.pattern
+            if node.guard is not None:
+                yield node.guard
+        elif isinstance(node, ast.Compare | ast.BoolOp):
+            yield node
+
+
+@for_files(FILES)
+def test_no_condition_asks_for_an_architecture(path: Path) -> None:
+    for condition in conditions(tree_of(path)):
+        for node in ast.walk(condition):
+            names = {getattr(node, field, None) for field in ("id", "attr", "value")}
+            known = {name for name in names if isinstance(name, str)} & ARCHITECTURE_NAMES
+            assert not known, f"{named(path)}:{node.lineno} asks for {known}"
+
+
+def test_the_check_of_conditions_can_fail() -> None:
+    for code in (
+        "if t == 'gemma3_text': pass",
+        "x = 1 if isinstance(m, BertModel) else 2",
+        "[a for a in b if a in ('t5',)]",
+    ):
+        found = {
+            value
+            for condition in conditions(ast.parse(code))
+            for node in ast.walk(condition)
+            for value in (getattr(node, field, None) for field in ("id", "attr", "value"))
+            if isinstance(value, str)
+        }
+        assert found & ARCHITECTURE_NAMES, code
+
+
+@pytest.mark.parametrize("config_class", config_classes(), ids=lambda cls: cls.method)
+def test_a_methods_name_stands_in_its_own_files_only(config_class) -> None:
+    method = config_class.method
+    own = {
+        Path(inspect.getfile(config_class)),
+        Path(inspect.getfile(structure_class_of(config_class()))),
+        PACKAGE / "fitting" / f"fit_{method}.py",
+    }
+    for path in FILES:
+        if path in own or method in path.stem:
+            continue
+        for node in ast.walk(tree_of(path)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert node.value != method, f"{named(path)}:{node.lineno} names the method {method!r}"
+
+
+@pytest.mark.parametrize("config_class", config_classes(), ids=lambda cls: cls.method)
+def test_a_method_is_imported_by_one_line_of_the_factory(config_class) -> None:
+    module = Path(inspect.getfile(config_class)).stem
+    lines = [
+        node
+        for node in tree_of(PACKAGE / "modeling" / "modeling_compact.py").body
+        if isinstance(node, ast.ImportFrom) and node.module == module
+    ]
+    assert len(lines) == 1
+    own = {Path(inspect.getfile(structure_class_of(config_class()))).stem, f"fit_{config_class.method}"}
+    for path in FILES:
+        if path.name != "modeling_compact.py" and path.stem not in own and config_class.method not in path.stem:
+            if named(path) == "cli/demo.py":
+                continue  # it shows what some methods do
+            assert not [name for name in imported(path) if module in name], f"{named(path)} imports {module}"
+
+
+FORBIDDEN_CALLS = {"torch.load", "pickle.load", "pickle.loads", "eval", "exec", "input"}
+
+
+@for_files(FILES)
+def test_nothing_loads_pickled_data_or_runs_text(path: Path) -> None:
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) not in FORBIDDEN_CALLS, f"{named(path)}:{node.lineno}"
