@@ -5,10 +5,14 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types check clean
+.PHONY: demo cards test lint types check clean
 
 demo: .venv/.demo
 	$(BIN)/hf-compact demo
+
+# The cards in model_cards/; STS=FILE adds the STS benchmark (see the script).
+cards: .venv/.demo
+	$(BIN)/python benchmarks/make_cards.py $(if $(STS),--sts $(STS))
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal

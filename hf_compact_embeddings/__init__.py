@@ -13,6 +13,7 @@ require_supported_transformers()
 from . import registration  # noqa: E402
 from .compression import compress, decompress  # noqa: E402
 from .evaluation.report import Report, inspect  # noqa: E402
+from .hub import HubError, TaskResult, push_to_hub  # noqa: E402
 from .modeling import modeling_compact  # noqa: E402
 from .modeling.errors import (  # noqa: E402
     CheckpointError,
@@ -21,6 +22,8 @@ from .modeling.errors import (  # noqa: E402
     UnsupportedArchitectureError,
 )
 from .modeling.structure import CompactEmbedding, StructureConfig, config_classes, methods  # noqa: E402
+from .modeling.tokenization_hash import CompactHashTokenizer  # noqa: E402
+from .planning import Plan, plan  # noqa: E402
 
 registration.register()
 
@@ -29,14 +32,20 @@ __all__ = [
     "CompactConfigError",
     "CompactEmbedding",
     "CompactEmbeddingsError",
+    "CompactHashTokenizer",
+    "HubError",
+    "Plan",
     "Report",
     "StructureConfig",
+    "TaskResult",
     "UnsupportedArchitectureError",
     "__version__",
     "compress",
     "decompress",
     "inspect",
     "methods",
+    "plan",
+    "push_to_hub",
 ]
 
 # Each method's configuration class is a public name: SubspaceConfig and its like.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -10,12 +11,15 @@ from typing import Any
 import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from .modeling import modeling_compact
+from .modeling.code_files import changed_files, code_record
 from .modeling.errors import CheckpointError, CompactConfigError
 
 # What makes a Transformers folder a sentence-transformers one.
-_SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "*_*/*")
+SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "*_*/*")
 
 
 def require_free_folder(folder: str | Path) -> Path:
@@ -49,19 +53,37 @@ def write_checkpoint(
             tokenizer.save_pretrained(draft)
         if source is not None:
             _copy_sentence_files(source, draft)
+        _record_code(draft)
         if target.exists():
             target.rmdir()
         draft.rename(target)
     return target
 
 
+def _record_code(folder: Path) -> None:
+    """Write the hashes of all code files in a checkpoint into its configuration: the tokenizer may have its own."""
+    path = folder / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["compact_code"] = code_record(folder.glob("*.py"))
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def changed_code(model: str | Path) -> list[str]:
+    """Return the code files of a compact Hub id or folder that are not those it was saved with."""
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(str(model), allow_patterns=["*.py", "config.json"]))
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return changed_files(config.get("compact_code"), folder)
+
+
 def _copy_sentence_files(source: str | Path, target: Path) -> None:
     folder = Path(source)
     if not folder.is_dir():
-        folder = Path(snapshot_download(str(source), allow_patterns=list(_SENTENCE_FILES)))
+        folder = Path(snapshot_download(str(source), allow_patterns=list(SENTENCE_FILES)))
     if not (folder / "modules.json").is_file():
         return
-    for pattern in _SENTENCE_FILES:
+    for pattern in SENTENCE_FILES:
         for file in folder.glob(pattern):
             destination = target / file.relative_to(folder)
             destination.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +102,7 @@ def load_compact(folder: str | Path) -> PreTrainedModel:
 def load_dense(model: str | Path, auto_class: Any = None) -> PreTrainedModel:
     """Load a Hub id or folder with an Auto class, or with the class that its configuration names."""
     if auto_class is not None:
-        return auto_class.from_pretrained(model)
+        return _with_commit(auto_class.from_pretrained(model), model)
     config = AutoConfig.from_pretrained(model)
     if config.model_type.startswith("compact-"):
         raise CompactConfigError(f"`model` {str(model)!r} is compact already ({config.model_type}).")
@@ -91,7 +113,16 @@ def load_dense(model: str | Path, auto_class: Any = None) -> PreTrainedModel:
             f"`model` {str(model)!r} names no class of Transformers in `architectures` ({names}): "
             "pass `auto_class`, for example AutoModelForMaskedLM."
         )
-    return found[0].from_pretrained(model)
+    return _with_commit(found[0].from_pretrained(model), model)
+
+
+def _with_commit(loaded: PreTrainedModel, model: str | Path) -> PreTrainedModel:
+    """Note the commit of a Hub id that was just loaded; it is never saved with the model."""
+    config_file = cached_file(
+        str(model), "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
+    )
+    loaded.config._commit_hash = extract_commit_hash(config_file, None)
+    return loaded
 
 
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:

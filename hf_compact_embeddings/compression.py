@@ -14,17 +14,20 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
+from .exact_rows import exact_rows
 from .fitting import FitSource, fit_structure
 from .modeling.architectures import InputTable, find_input_table
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class, native_model_class
 from .modeling.structure import CompactEmbedding, StructureConfig, make_config
+from .origin import origin_of
+from .planning import plan
 from .token_statistics import contextual_states, count_tokens
 
 
 def compress(
     model: PreTrainedModel | str | Path,
-    method: str | StructureConfig,
+    method: str | StructureConfig | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_counts: Tensor | None = None,
@@ -38,7 +41,8 @@ def compress(
 
     Args:
         model: a Transformers model, or a Hub id or folder of one.
-        method: a method's name, with its options as keywords; or a configuration.
+        method: a method's name, with its options as keywords; or a configuration; or None, to let `plan()` choose
+            within `ratio=`, `max_bytes=` or `bits_per_weight=`.
         tokenizer: the model's tokenizer. Its special tokens are kept as exact rows.
         token_counts: how often each token occurs (V,); frequent rows are then fitted more closely.
         texts: texts to count tokens in instead, and to read contextual states from where a method asks.
@@ -52,7 +56,7 @@ def compress(
         model = load_dense(model, auto_class)
     if isinstance(model, CompactModelMixin):
         raise CompactConfigError(f"`model` is a {type(model).__name__}, which is compact already.")
-    config = _method_config(method, options)
+    config = None if method is None else _method_config(method, options)
     compact_class = _compact_class(model)
     table = find_input_table(model)
     _require_true_ties(model, table)
@@ -62,14 +66,17 @@ def compress(
     counts = None if token_counts is None else torch.as_tensor(token_counts)
     if counts is None and texts is not None and tokenizer is not None:
         counts = count_tokens(texts, tokenizer, table.module.num_embeddings)
+    if config is None:
+        config = plan(model, tokenizer=tokenizer, token_counts=counts, seed=seed, **options)[0].config
     features = None
     if getattr(config, "features", "table") == "contextual" and texts is not None and tokenizer is not None:
         features = contextual_states(texts, tokenizer, model)
-    private_ids = _private_ids(config, table, tokenizer, counts)
+    private_ids = exact_rows(config, table, tokenizer, counts)
     source = FitSource(
         table=table.module.weight.detach(),
         counts=counts,
         features=features,
+        token_strings=_token_strings(config, tokenizer, table),
         private_ids=private_ids,
         padding_idx=table.module.padding_idx,
         scale=table.scale,
@@ -79,13 +86,14 @@ def compress(
     stored = dataclasses.replace(config, private_rows=private_ids.numel(), mask_padding=config.init == "random")
     structure = fit_structure(stored, source)
     compact = _assemble(model, compact_class, table, structure)
-    compact.config.compact_source = {
-        **hub_origin(model),
-        "options": {name: value for name, value in config.to_dict().items() if value != defaults_of(config).get(name)},
-        "seed": seed,
-        "token_counts": token_counts is not None,
-        "texts": texts is not None,
-    }
+    compact.config.compact_source = origin_of(
+        model,
+        config,
+        seed,
+        tokenizer=tokenizer is not None,
+        texts=texts is not None,
+        token_counts=token_counts is not None,
+    )
     return compact
 
 
@@ -117,36 +125,19 @@ def _require_true_ties(model: PreTrainedModel, table: InputTable) -> None:
             )
 
 
+def _token_strings(
+    config: StructureConfig, tokenizer: PreTrainedTokenizerBase | None, table: InputTable
+) -> list[str] | None:
+    if not config.fits_token_strings or tokenizer is None:
+        return None
+    # Tables often have more rows than the tokenizer has tokens.
+    known = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
+    return [known.get(row, f"[unused row {row}]") for row in range(table.module.num_embeddings)]
+
+
 def _reusable(texts: Iterable[str] | None) -> Iterable[str] | None:
     """Texts may be read twice, so an iterator is drawn into a list."""
     return list(texts) if texts is not None and iter(texts) is texts else texts
-
-
-def _private_ids(
-    config: StructureConfig,
-    table: InputTable,
-    tokenizer: PreTrainedTokenizerBase | None,
-    counts: Tensor | None,
-) -> Tensor:
-    """Return the sorted ids of the rows to keep exactly: padding, special tokens, then the most frequent."""
-    rows = table.module.num_embeddings
-    if config.private_rows > rows:
-        raise CompactConfigError(f"`private_rows` is {config.private_rows}, but the table has {rows:,} rows.")
-    if config.init == "random":
-        return torch.empty(0, dtype=torch.int64)
-    special = [] if tokenizer is None else [i for i in tokenizer.all_special_ids if i < rows]
-    padding = table.module.padding_idx
-    kept = list(dict.fromkeys(([] if padding is None else [padding]) + special))
-    missing = config.private_rows - len(kept)
-    if missing > 0:
-        if counts is None:
-            raise CompactConfigError(
-                f"`private_rows` is {config.private_rows}: to choose the most frequent tokens, give "
-                "`token_counts`, or `texts` and a `tokenizer`."
-            )
-        order = counts.argsort(descending=True, stable=True)
-        kept += order[~torch.isin(order, torch.tensor(kept, dtype=order.dtype))][:missing].tolist()
-    return torch.tensor(sorted(kept), dtype=torch.int64)
 
 
 def _assemble(
@@ -189,7 +180,7 @@ def _load(
         result.generation_config = copy.deepcopy(source.generation_config)
     trainable = {name: parameter.requires_grad for name, parameter in source.named_parameters()}
     for name, parameter in result.named_parameters():
-        parameter.requires_grad_(trainable.get(name, True))
+        parameter.requires_grad_(trainable.get(name, parameter.requires_grad))
     return result
 
 

@@ -8,16 +8,24 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
+from transformers import AutoTokenizer, PreTrainedConfig
 from transformers.models.auto import configuration_auto, modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES
 
 from .modeling import modeling_compact
 from .modeling.modeling_compact import PREFIX
+from .modeling.tokenization_hash import CompactHashTokenizer
 
 MODEL_TYPE_PREFIX = "compact-"
 # What the lazy mappings believe to be the module of our model types; resolved through `_modules`.
 _MODULE_NAME = "compact_embeddings"
+
+
+class _HashTokenizerKey(PreTrainedConfig):
+    """A tokenizer is registered under a configuration; this one finds its own by the class that it was saved with."""
+
+    model_type = f"{MODEL_TYPE_PREFIX}words"
 
 
 def register() -> None:
@@ -33,6 +41,7 @@ def register() -> None:
         _register_names(mapping, mapping._model_mapping, prefix=PREFIX)
     # A compact model reads text with its native tokenizer.
     _register_names(TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES, prefix="")
+    AutoTokenizer.register(_HashTokenizerKey, tokenizer_class=CompactHashTokenizer, exist_ok=True)
 
 
 def _lazy_mappings() -> list[Any]:

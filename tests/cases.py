@@ -59,6 +59,10 @@ _CASES = (
     _case("scalar", "int4", bits=4, group_size=8),
     _case("factorized", "svd", rank=6, fit="svd"),
     _case("factorized", "autoencoder", ratio=2.5, restore_norm=True, hidden_width=3),
+    _case("hash", "proj", source="vocabulary"),
+    _case("hash", "add", source="vocabulary", variant="add", storage_dtype="bfloat16"),
+    _case("hash", "pool", source="vocabulary", variant="pool", hash_seed=3),
+    _case("hash", "emb", source="vocabulary", variant="emb", buckets=103, storage_dtype="float32"),
     _case("factorized", "int8", rank=5, fit="svd", int8_codes=True, storage_dtype="bfloat16"),
 )
 TINY_CASES = {method: [case for case in _CASES if case.method == method] for method in {c.method for c in _CASES}}

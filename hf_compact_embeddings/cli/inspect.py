@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..checkpoints import load_compact, load_dense
+from ..checkpoints import changed_code, load_compact, load_dense
 from ..evaluation.report import inspect
 from .outcome import Outcome
 
@@ -19,4 +19,6 @@ def run(options: argparse.Namespace) -> Outcome:
     """Load and report."""
     dense = None if options.against is None else load_dense(options.against)
     report = inspect(load_compact(options.model), against=dense)
-    return Outcome(report.to_dict(), str(report))
+    changed = changed_code(options.model)
+    verdict = f"CHANGED since saving: {', '.join(changed)}" if changed else "as saved"
+    return Outcome(report.to_dict() | {"changed_code": changed}, f"{report}\n{'code files':<24}{verdict}")

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.errors import CompactConfigError
+from .places import scored_at
 
 _PIECE_LENGTH = 128
 _PIECES_PER_BATCH = 32
@@ -23,18 +24,29 @@ def text_pieces(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length
 
     Lines are joined, as language models are trained; the rest that does not fill a piece is dropped.
     """
+    return torch.tensor(list(stream_pieces(texts, tokenizer, length)))
+
+
+def stream_pieces(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int = _PIECE_LENGTH
+) -> Iterator[list[int]]:
+    """Yield the pieces of a text one by one, without holding it; raise if it does not fill a single one."""
     prefix, suffix = _special_ends(tokenizer)
-    stream: list[int] = []
+    body = length - len(prefix) - len(suffix)
+    if body < 1:
+        raise CompactConfigError(f"A piece of {length} tokens has no room beside the tokenizer's special ones.")
+    left: list[int] = []
+    empty = True
     for batch in _batches(texts):
         for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            stream.extend(ids)
-    body = length - len(prefix) - len(suffix)
-    count = len(stream) // body
-    if count == 0:
-        raise CompactConfigError(f"The text has {len(stream)} tokens, but a piece needs {body}: give more text.")
-    middle = torch.tensor(stream[: count * body]).view(count, body)
-    ends = [torch.tensor(end, dtype=torch.int64).expand(count, -1) for end in (prefix, suffix)]
-    return torch.cat([ends[0], middle, ends[1]], dim=1)
+            left.extend(ids)
+        whole = len(left) // body * body
+        for start in range(0, whole, body):
+            empty = False
+            yield [*prefix, *left[start : start + body], *suffix]
+        left = left[whole:]
+    if empty:
+        raise CompactConfigError(f"The text has {len(left)} tokens, but a piece needs {body}: give more text.")
 
 
 def _special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
@@ -83,7 +95,8 @@ def perplexity(
             chosen = torch.rand(batch.shape, generator=generator) < _MASKED_SHARE
             chosen &= ~torch.isin(batch, special)
             inputs, targets = batch.masked_fill(chosen, tokenizer.mask_token_id), batch[chosen]
-            logits = _logits_at(model, inputs.to(model.device), chosen.to(model.device))
+            with scored_at(model, chosen.to(model.device)):
+                logits = model(input_ids=inputs.to(model.device)).logits
         else:
             logits = model(input_ids=batch.to(model.device)).logits[:, :-1].flatten(0, 1)
             targets = batch[:, 1:].flatten()
@@ -91,12 +104,3 @@ def perplexity(
         count += len(targets)
     model.train(training)
     return math.exp(total / count)
-
-
-def _logits_at(model: PreTrainedModel, inputs: Tensor, chosen: Tensor) -> Tensor:
-    """Return the logits (n, V) of the chosen places (B, T); the output layer does not see the others."""
-    handle = model.get_output_embeddings().register_forward_pre_hook(lambda _, arguments: (arguments[0][chosen],))
-    try:
-        return model(input_ids=inputs).logits
-    finally:
-        handle.remove()

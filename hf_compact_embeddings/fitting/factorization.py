@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -143,6 +144,7 @@ def principal_axes(
     """
     if algorithm not in ALGORITHMS:
         raise config_error("algorithm", algorithm, f"allowed are {', '.join(map(repr, ALGORITHMS))}")
+    device = table.device if device is None else device
     roots = _root_weights(table, weights, device)
     width = table.shape[1]
     centre = torch.zeros(width, dtype=torch.float64, device=device)
@@ -183,27 +185,31 @@ def direction_axes(
         table: (V, D).
         rank: k, the number of axes.
         weights: what each row's cosine counts (V,), or None for equal weights.
-        rounds: how often to weigh anew; two come within 1e-5 of where it settles.
+        rounds: how often to weigh anew; two come within 1e-4 of where it settles.
         device: where to compute.
 
     Yields:
-        Axes (k, D) and centre (D,) as `principal_axes` returns them: `rounds` + 1 pairs, each better.
+        Axes (k, D) and centre (D,) as `principal_axes` returns them: `rounds` + 1 pairs, the best so far.
     """
     norms = row_norms(table, device)
     base = torch.where(has_direction(norms), norms.double().square().reciprocal(), 0.0)
+    shares = has_direction(norms).double()
     if weights is not None:
         base *= weights.to(base)
-    current = base
-    for done in range(rounds + 1):
+        shares *= weights.to(base)
+    current, highest = base, -math.inf
+    for _ in range(rounds + 1):
         axes, centre = principal_axes(table, rank, current, device=device)
-        yield axes, centre
-        if done == rounds:
-            return
         cosines = torch.empty_like(norms)
         for rows, chunk in row_chunks(table, device):
             decoded = torch.addmm(centre, (chunk - centre) @ axes.T, axes)
             cosines[rows] = F.cosine_similarity(decoded, chunk, dim=1)
-        current = base / cosines.clamp_(min=_LEAST_COSINE)
+        reached = float(shares @ cosines.double())
+        if reached > highest:
+            best, highest = (axes, centre), reached
+        yield best
+        # Where two axes are about as good, whole steps would swap them forever: go half of the way.
+        current = (current * base / cosines.clamp_(min=_LEAST_COSINE)).sqrt_()
 
 
 def project_rows(table: Tensor, axes: Tensor, centre: Tensor | None, norms: Tensor) -> Tensor:
@@ -315,7 +321,7 @@ def check_weights(weights: Tensor, table: Tensor) -> Tensor:
     return weights
 
 
-def _root_weights(table: Tensor, weights: Tensor | None, device: torch.device | None) -> Tensor:
+def _root_weights(table: Tensor, weights: Tensor | None, device: torch.device) -> Tensor:
     """Return the square roots of the weights (V,), scaled to sum to 1 when squared."""
     if weights is None:
         return torch.full((len(table),), len(table) ** -0.5, device=device)

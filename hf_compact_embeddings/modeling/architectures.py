@@ -104,6 +104,7 @@ def install_structure(model: PreTrainedModel, config: StructureConfig) -> Compac
             head = TiedHead(model, native.out_features, native.bias is not None)
             model.set_submodule(path, head)
     _drop_ties(model)
+    structure.require_fit(model)
     return structure
 
 

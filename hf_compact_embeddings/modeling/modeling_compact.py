@@ -5,6 +5,8 @@ The classes are made on demand from the native ones, by name: `modeling_compact.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,22 +14,35 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as transformers_init
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging
 
 from .architectures import install_structure
 from .auto_classes import auto_map_of, heads_of, native_config_class, primary_auto_class
+from .code_files import changed_files, code_record, shipped_files
 from .errors import CheckpointError, CompactConfigError
+from .extra_inputs import take_extra_inputs
 from .structure import CompactEmbedding, StructureConfig, config_from_dict
+from .structure_factorized import FactorizedEmbedding  # noqa: F401
+from .structure_hashed import HashEmbedding  # noqa: F401
+from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead
+from .training_card import CARD_TAG, keep_card_when_training
+
+logger = logging.get_logger(__name__)
 
 PREFIX = "Compact"
+_FETCH_OPTIONS = ("cache_dir", "force_download", "token", "revision", "local_files_only", "subfolder")
 _config_classes: dict[str, type[PreTrainedConfig]] = {}
 _model_classes: dict[str, type[PreTrainedModel]] = {}
 
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig as _NativeConfig
     from transformers import PreTrainedModel as _NativeModel
 else:
+    _NativeConfig = object
     _NativeModel = object
 
 
@@ -56,6 +71,10 @@ class CompactModelMixin(_NativeModel):
         structure = self.compact_embedding
         self.config.compact_embeddings = structure.config.to_dict()
         self._skip_codes_in_data_parallel()
+        if structure.extra_inputs:
+            take_extra_inputs(self, structure.extra_inputs)
+        self.add_model_tags([CARD_TAG, structure.config.method])
+        keep_card_when_training()
         if device.type != "meta":
             self._start_from_random(device)
 
@@ -88,13 +107,28 @@ class CompactModelMixin(_NativeModel):
         """Load as any model does, and refuse a checkpoint whose compact table is missing or does not fit."""
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        model._report_changed_code(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
         model._refuse_damaged_table(info)
+        model._refuse_other_tokenizer(args[0] if args else kwargs.get("pretrained_model_name_or_path"), kwargs)
         if info["mismatched_keys"] and not ignore_mismatched:
             wrong = ", ".join(
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
             )
             raise RuntimeError(f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}.")
         return (model, info) if output_loading_info else model
+
+    def _report_changed_code(self, source: object) -> None:
+        """Warn if code files are not those that were saved: beside this file as remote code, else in the folder."""
+        remote = __name__.startswith("transformers_modules")
+        folder = Path(__file__).parent if remote else Path(str(source))
+        changed = changed_files(self.config.compact_code, folder) if remote or folder.is_dir() else []
+        if changed:
+            logger.warning(
+                f"The code files of {str(source)!r} are not those that were saved with it: {', '.join(changed)} "
+                f"differ from the SHA-256 that `compact_code` in its configuration records. "
+                + ("This code is running now. " if remote else "This code was not run: the installed package was. ")
+                + "Load the checkpoint from where you trust it, at a pinned revision, or save it again."
+            )
 
     def _refuse_damaged_table(self, info: dict[str, Any]) -> None:
         path = self.structure_path() + "."
@@ -103,6 +137,12 @@ class CompactModelMixin(_NativeModel):
             raise CheckpointError(
                 f"The checkpoint lacks {', '.join(missing)}. A dense checkpoint cannot be read into "
                 f"{type(self).__name__}: load it with its own class and use `hf_compact_embeddings.compress()`."
+            )
+        unexpected = sorted(key for key in info["unexpected_keys"] if key.startswith(path))
+        if unexpected:
+            raise CheckpointError(
+                f"The checkpoint has {', '.join(unexpected)}, for which its configuration has no use: "
+                f"{self.config.compact_embeddings}."
             )
         for key, given, wanted in info["mismatched_keys"]:
             if key.startswith(path):
@@ -114,6 +154,17 @@ class CompactModelMixin(_NativeModel):
         if structure.device.type != "meta":
             structure.check_values()
 
+    def _refuse_other_tokenizer(self, source: Any, options: dict[str, Any]) -> None:
+        if source is not None:
+            known = {name: options[name] for name in _FETCH_OPTIONS if name in options}
+            self.compact_embedding.check_tokenizer(lambda: get_tokenizer_config(source, **known))
+
+    def _replicate_for_data_parallel(self) -> Any:
+        replica = super()._replicate_for_data_parallel()
+        if "forward" in vars(self):
+            take_extra_inputs(replica, self.compact_embedding.extra_inputs)
+        return replica
+
     def structure_path(self) -> str:
         """Return the path of the structure among the modules."""
         return next(path for path, module in self.named_modules() if isinstance(module, CompactEmbedding))
@@ -123,6 +174,9 @@ class CompactModelMixin(_NativeModel):
         structure, path = self.compact_embedding, self.structure_path() + "."
         self.config.compact_embeddings = structure.config.to_dict()
         self.config.auto_map = auto_map_of(type(self.config), PREFIX)
+        module_file = getattr(sys.modules[type(self).__module__], "__file__", None)
+        self.config.compact_code = None if module_file is None else code_record(shipped_files(module_file))
+        keep_card_when_training()
         state = self.state_dict() if state_dict is None else state_dict
         stored = {
             key: value.to(structure.stored_dtype(key.removeprefix(path))) if key.startswith(path) else value
@@ -180,8 +234,10 @@ def native_model_class(compact: type[PreTrainedModel]) -> type[PreTrainedModel]:
     return next(base for base in compact.__mro__ if base.__module__.startswith("transformers."))
 
 
-class CompactConfigMixin:
+class CompactConfigMixin(_NativeConfig):
     """What a compact config class adds to its native one; mixed in before it."""
+
+    compact_embeddings: Any
 
     def __post_init__(self, *args: Any, **kwargs: Any) -> None:
         """Take a structure's configuration as well as its `to_dict()`."""
@@ -197,8 +253,15 @@ def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
         namespace = {
             "__module__": __name__,
             "__doc__": f"{native.__name__} with `compact_embeddings`, the `to_dict()` of a structure's configuration.",
-            "__annotations__": {"compact_embeddings": dict | None},
+            "__annotations__": {
+                "compact_embeddings": dict | None,
+                "compact_code": dict | None,
+                "compact_source": dict | None,
+            },
             "compact_embeddings": None,
+            # The hashes of the code files in the checkpoint, and what the table was made from.
+            "compact_code": None,
+            "compact_source": None,
             "model_type": f"compact-{native.model_type}",
         }
         _config_classes[name] = type(name, (CompactConfigMixin, native), namespace)

@@ -80,6 +80,19 @@ class StructureConfig:
             raise config_error("coded_rows", self.coded_rows, f"the table has {num_embeddings:,} rows")
         return self
 
+    @classmethod
+    def candidates(cls, num_embeddings: int, embedding_dim: int, max_bytes: int) -> list[Self]:
+        """Return configurations worth trying for a table (V, D) that take at most so many bytes."""
+        return []
+
+    def for_rows(self, count: int) -> Self:
+        """Return the same configuration for a table of `count` rows, none of them private: a sample."""
+        return dataclasses.replace(self, coded_rows=None, private_rows=0)
+
+    def head_cost(self, num_embeddings: int, embedding_dim: int) -> float:
+        """Return the work of scoring all rows once, in multiply-adds or look-ups; a dense head takes V · D."""
+        return float(num_embeddings * embedding_dim)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plain JSON form that `config.compact_embeddings` holds."""
         return {"method": self.method, "format_version": FORMAT_VERSION} | dataclasses.asdict(self)
@@ -412,3 +425,9 @@ def config_from_dict(stored: dict[str, Any]) -> StructureConfig:
             "the checkpoint was written by a newer release, or `compact_embeddings` was edited by hand."
         )
     return make_config(str(fields.pop("method", None)), **fields)
+
+
+def stored_bytes(config: StructureConfig, num_embeddings: int, embedding_dim: int) -> int:
+    """Return exactly what a structure takes for a table (V, D), without building it."""
+    with torch.device("meta"):
+        return structure_class_of(config)(config, num_embeddings, embedding_dim).nbytes

@@ -102,6 +102,24 @@ class FactorizedConfig(StructureConfig):
             raise config_error("rank", rank, f"it must be below the table's width of {embedding_dim:,}")
         return config
 
+    @classmethod
+    def candidates(cls, num_embeddings: int, embedding_dim: int, max_bytes: int) -> list[Self]:
+        """Return the highest rank that fits, in float16 and in 8 bits; by SVD, whose error is the least."""
+        found = []
+        for int8_codes in (False, True):
+            config = cls(fit="svd", int8_codes=int8_codes, max_bytes=max_bytes)
+            if config.stored_bytes(num_embeddings, embedding_dim, 1) <= max_bytes:
+                if config.stored_bytes(num_embeddings, embedding_dim, embedding_dim) <= max_bytes:
+                    config = dataclasses.replace(config, rank=embedding_dim - 1, max_bytes=None)
+                found.append(config)
+        return found if embedding_dim > 1 else []
+
+    def head_cost(self, num_embeddings: int, embedding_dim: int) -> float:
+        """Take k numbers of each row, after one small product."""
+        config = self.resolved(num_embeddings, embedding_dim)
+        assert config.rank is not None
+        return float((config.rank + config.hidden_width) * (num_embeddings + embedding_dim))
+
     def stored_bytes(self, rows: int, width: int, rank: int) -> int:
         """Return the bytes that factors of a rank take for a table (rows, width), without private rows."""
         size = STORAGE_DTYPES[self.storage_dtype].itemsize

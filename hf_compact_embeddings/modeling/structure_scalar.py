@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .codes import draw_codes_, pack_codes, packed_width, unpack_codes
 from .decoded_scores import decoded_scores
 from .errors import config_error
-from .structure import CompactEmbedding, StructureConfig, register_structure
+from .structure import STORAGE_DTYPES, CompactEmbedding, StructureConfig, register_structure
 
 _INITIAL_RANGE = 0.02
 
@@ -45,6 +45,19 @@ class ScalarConfig(StructureConfig):
         if embedding_dim % size:
             raise config_error("group_size", size, f"it must divide the table's width of {embedding_dim:,}")
         return dataclasses.replace(config, group_size=size)
+
+    @classmethod
+    def candidates(cls, num_embeddings: int, embedding_dim: int, max_bytes: int) -> list[Self]:
+        """Return every number of bits that fits, with the smallest groups that fit."""
+        size = STORAGE_DTYPES[cls().storage_dtype].itemsize
+        found = []
+        for bits in (8, 4, 2):
+            spare = max_bytes - num_embeddings * packed_width(embedding_dim, bits)
+            groups = [g for g in (16, 32, 64, 128, embedding_dim) if embedding_dim % g == 0 and g <= embedding_dim]
+            fitting = [g for g in groups if num_embeddings * (embedding_dim // g) * size <= spare]
+            if fitting:
+                found.append(cls(bits=bits, group_size=fitting[0]))
+        return found
 
 
 @register_structure(ScalarConfig)

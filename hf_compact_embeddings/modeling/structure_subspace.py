@@ -11,10 +11,13 @@ from torch import Tensor, nn
 
 from .codes import MAX_BITS, bits_for, draw_codes_, pack_codes, packed_width, product_scores, unpack_codes
 from .errors import CheckpointError, config_error
-from .structure import CompactEmbedding, StructureConfig, register_structure
+from .structure import STORAGE_DTYPES, CompactEmbedding, StructureConfig, register_structure
 
 # The range that tables start from when trained from scratch (Jaiswal & Liu, 2023).
 _INITIAL_RANGE = 0.1
+# Codebook sizes worth trying, and with how many subspaces at most: beyond, smaller ones do as well in less time.
+_CANDIDATE_ENTRIES = {16: 1 << 30, 256: 1 << 30, 1024: 48}
+_CANDIDATE_DIGITS = (2, 3, 4)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,31 @@ class SubspaceConfig(StructureConfig):
             size = smallest_base(config.coded_rows, config.num_subspaces) if dispersed else 256
             config = dataclasses.replace(config, codebook_size=size)
         return config
+
+    @classmethod
+    def candidates(cls, num_embeddings: int, embedding_dim: int, max_bytes: int) -> list[Self]:
+        """Return, for several codebook sizes, the most subspaces that fit; and the paper's dispersed tuples."""
+        size = STORAGE_DTYPES[cls().storage_dtype].itemsize
+        found = []
+        for entries in _CANDIDATE_ENTRIES:
+            spare = max_bytes - entries * embedding_dim * size
+            # Whole bytes a row, as many codes as they hold; but no last slice of more than twice the width.
+            subspaces = min(embedding_dim, 8 * (spare // num_embeddings) // bits_for(entries))
+            while subspaces > 0 and embedding_dim % subspaces > embedding_dim // subspaces:
+                subspaces -= 1
+            if 0 < subspaces <= _CANDIDATE_ENTRIES[entries] and entries <= num_embeddings // 2:
+                found.append(cls(num_subspaces=subspaces, codebook_size=entries))
+        if not found:
+            for subspaces in _CANDIDATE_DIGITS:
+                if smallest_base(num_embeddings, subspaces) * embedding_dim * size <= max_bytes:
+                    found.append(cls(num_subspaces=subspaces, assignment="dispersed"))
+        return found
+
+    def head_cost(self, num_embeddings: int, embedding_dim: int) -> float:
+        """Score each entry once, then look f scores up for each row."""
+        config = self.resolved(num_embeddings, embedding_dim)
+        assert config.codebook_size is not None
+        return float(config.codebook_size * embedding_dim + num_embeddings * config.num_subspaces)
 
 
 def smallest_base(count: int, digits: int) -> int:

@@ -51,9 +51,7 @@ def require_namespace(account: Account | None, namespace: str, kind: str) -> Acc
     """May this account create, move or delete a repository there?"""
     account = require_account(account)
     if account.role != "write" or not account.owns(namespace):
-        raise HubError(
-            403, f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"'
-        )
+        raise HubError(403, f'You don\'t have the rights to create a {kind} under the namespace "{namespace}"')
     return account
 
 

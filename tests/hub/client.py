@@ -33,9 +33,7 @@ def client_environment(
         longest_wait: The longest sleep, in seconds, before the client tries again; None for its own back-off.
         hidden_packages: Packages that cannot be imported there.
     """
-    environment = {
-        name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN_SETTINGS)
-    }
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN_SETTINGS)}
     environment |= {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(home),

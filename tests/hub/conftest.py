@@ -31,9 +31,7 @@ def api(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)  # behind the functions of the package
     if "transformers.utils.hub" in sys.modules:
-        monkeypatch.setattr(
-            "transformers.utils.hub._hf_api", None
-        )  # it is made once, for the endpoint of then
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it is made once, for the endpoint of then
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

@@ -44,9 +44,7 @@ def list_tree(call: Call) -> Response:
 def paths_info(call: Call) -> Response:
     form = parse_qs(call.request.body.decode())
     repository, commit = call.repository(), call.commit()
-    entries = [
-        entry for entry in tree_entries(commit.files, "", True) if entry["path"] in form.get("paths", [])
-    ]
+    entries = [entry for entry in tree_entries(commit.files, "", True) if entry["path"] in form.get("paths", [])]
     if form.get("expand", ["false"])[0].lower() == "true":
         entries = [_expanded(repository, commit, entry) for entry in entries]
     return json_response(entries)
@@ -167,9 +165,7 @@ def _read_config(content: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def repository_info(
-    call: Call, repository: Repository, commit: Commit, blobs: bool = False
-) -> dict[str, Any]:
+def repository_info(call: Call, repository: Repository, commit: Commit, blobs: bool = False) -> dict[str, Any]:
     """What the Hub knows about a repository at a commit."""
 
     def text(path: str) -> str:
@@ -178,9 +174,7 @@ def repository_info(
 
     card = card_metadata(text("README.md"))
     config = _read_config(text("config.json"))
-    guessed = (
-        "sentence-transformers" if "modules.json" in commit.files else "transformers" if config else None
-    )
+    guessed = "sentence-transformers" if "modules.json" in commit.files else "transformers" if config else None
     library = card.get("library_name", guessed)
     tags = card.get("tags", [])
     siblings: list[dict[str, Any]] = [{"rfilename": path} for path in sorted(commit.files)]
@@ -211,8 +205,6 @@ def repository_info(
         "library_name": library,
         "pipeline_tag": card.get("pipeline_tag"),
         "cardData": card,
-        "config": {
-            name: config[name] for name in ("architectures", "model_type", "auto_map") if name in config
-        },
+        "config": {name: config[name] for name in ("architectures", "model_type", "auto_map") if name in config},
         "siblings": siblings,
     }

@@ -33,9 +33,7 @@ def preupload(call: Call) -> Response:
     for file in body["files"]:
         path, existing = file["path"], files.get(file["path"])
         is_large = (
-            _matches(path, large)
-            or file["size"] > LARGEST_REGULAR_FILE
-            or b"\0" in base64.b64decode(file["sample"])
+            _matches(path, large) or file["size"] > LARGEST_REGULAR_FILE or b"\0" in base64.b64decode(file["sample"])
         )
         answer = {
             "path": path,

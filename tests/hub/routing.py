@@ -77,9 +77,7 @@ class RouteTable:
             found = pattern.fullmatch(request.path) if route_method == method else None
             if found is not None:
                 return handler, {k: unquote(v) for k, v in found.groupdict().items() if v is not None}
-        raise HubError(
-            404, f"Sorry, we can't find the page you are looking for: {request.method} {request.path}"
-        )
+        raise HubError(404, f"Sorry, we can't find the page you are looking for: {request.method} {request.path}")
 
 
 HUB = RouteTable()

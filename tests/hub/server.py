@@ -85,9 +85,7 @@ class HubServer:
     def repository(self, repo_id: str, kind: str = "model") -> Repository:
         return self.store.repositories[kind, repo_id]
 
-    def seed(
-        self, repo_id: str, files: Mapping[str, bytes], private: bool = False, kind: str = "model"
-    ) -> Commit:
+    def seed(self, repo_id: str, files: Mapping[str, bytes], private: bool = False, kind: str = "model") -> Commit:
         """Put files into a repository without a client; the repository is made if need be."""
         with self.store.lock:
             if (kind, repo_id) not in self.store.repositories:

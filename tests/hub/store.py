@@ -129,9 +129,7 @@ class Repository:
                 return ref
         raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
-    def land(
-        self, ref: str, parent: Commit | None, files: Tree, title: str, message: str, author: str
-    ) -> Commit:
+    def land(self, ref: str, parent: Commit | None, files: Tree, title: str, message: str, author: str) -> Commit:
         """Add a commit and move the ref to it: the one place where a repository changes."""
         date = now()
         listing = "".join(f"{path}\0{files[path].blob_id}\n" for path in sorted(files))
@@ -153,9 +151,7 @@ class Repository:
         """The commit that brought a path (a file, or a folder) to its present state."""
 
         def state(files: Tree) -> dict[str, str]:
-            return {
-                name: f.blob_id for name, f in files.items() if name == path or name.startswith(f"{path}/")
-            }
+            return {name: f.blob_id for name, f in files.items() if name == path or name.startswith(f"{path}/")}
 
         changed = commit
         for step in self.history(commit):

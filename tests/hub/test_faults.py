@@ -120,9 +120,7 @@ def test_what_may_pass_is_tried_again(
 
 
 @pytest.mark.parametrize("step", RETRIED)
-@pytest.mark.parametrize(
-    "fault", [{"kind": "status", "status": 429}, {"kind": "cut"}, {"kind": "lost_answer"}]
-)
+@pytest.mark.parametrize("fault", [{"kind": "status", "status": 429}, {"kind": "cut"}, {"kind": "lost_answer"}])
 def test_what_passes_in_time_is_not_noticed(
     hub: HubServer, api: HfApi, waits: list[float], before: dict[str, str], step: str, fault: dict[str, Any]
 ) -> None:
@@ -148,9 +146,7 @@ def test_a_busy_server_at_the_first_and_last_step_is_final_too(
     assert_untouched_and_pushable(hub, api, before)
 
 
-def test_a_cut_commit_has_not_landed(
-    hub: HubServer, api: HfApi, waits: list[float], before: dict[str, str]
-) -> None:
+def test_a_cut_commit_has_not_landed(hub: HubServer, api: HfApi, waits: list[float], before: dict[str, str]) -> None:
     hub.inject(Fault(kind="cut", method="POST", path=r"/commit/"))
     assert isinstance(failure(lambda: push(api)), CONNECTION_LOST)
     assert (len(hub.calls(*COMMIT)), hub.calls(*COMMIT)[0].status, waits) == (1, None, [])
@@ -171,9 +167,7 @@ def test_a_commit_whose_answer_was_lost_has_landed(
     assert hub.refs(REPO) == landed, "the second push found nothing to do"
 
 
-def test_damaged_uploads_are_refused(
-    hub: HubServer, api: HfApi, waits: list[float], before: dict[str, str]
-) -> None:
+def test_damaged_uploads_are_refused(hub: HubServer, api: HfApi, waits: list[float], before: dict[str, str]) -> None:
     hub.inject(Fault(kind="corrupt", method="PUT"))
     error = failure(lambda: push(api))
     assert isinstance(error, HfHubHTTPError)
@@ -215,9 +209,7 @@ def test_a_cut_download_goes_on_where_it_was(
     assert {call.status for call in hub.calls("GET", path)[1:]} <= {206, 302}
 
 
-def test_a_download_that_is_always_cut(
-    hub: HubServer, api: HfApi, waits: list[float], before: dict[str, str]
-) -> None:
+def test_a_download_that_is_always_cut(hub: HubServer, api: HfApi, waits: list[float], before: dict[str, str]) -> None:
     hub.inject(Fault(kind="cut", method="GET", path=r"^/lfs/", times=None))
     error = failure(lambda: api.hf_hub_download(REPO, "old.safetensors"))
     assert isinstance(error, httpx2.RemoteProtocolError)
@@ -270,9 +262,7 @@ def test_a_file_whose_address_is_refused(
     assert api.hf_hub_download(REPO, "config.json") == path, "what is in the cache needs no Hub"
 
 
-@pytest.mark.parametrize(
-    ("status", "attempts", "expected_waits"), [(403, 1, []), (429, 6, [4.0] * 5), (500, 1, [])]
-)
+@pytest.mark.parametrize(("status", "attempts", "expected_waits"), [(403, 1, []), (429, 6, [4.0] * 5), (500, 1, [])])
 def test_a_file_that_is_refused(
     hub: HubServer,
     api: HfApi,
@@ -298,9 +288,7 @@ def test_a_slow_answer(hub: HubServer, api: HfApi, waits: list[float], before: d
         api.model_info(REPO, timeout=0.05)
     fault = hub.inject(Fault(kind="slow", delay=0.3, path=r"config\.json$", times=None))
     # The first look gives up in time; as nothing is cached, a second look waits for up to a minute.
-    assert (
-        Path(api.hf_hub_download(REPO, "config.json", etag_timeout=0.05)).read_bytes() == OLD["config.json"]
-    )
+    assert Path(api.hf_hub_download(REPO, "config.json", etag_timeout=0.05)).read_bytes() == OLD["config.json"]
     assert fault.fired == 3, "two looks and the download"
     api.hf_hub_download(REPO, "config.json", etag_timeout=0.05)
     assert fault.fired == 4, "once it is cached, the first look is the last"

@@ -1,0 +1,196 @@
+"""Calibrate a compact all-MiniLM-L6-v2 by distillation, and measure it on the STS benchmark.
+
+    python benchmarks/calibrate_minilm.py --texts reviews.txt wikitext2/train.txt --sts stsb/en \
+        --method subspace --set num_subspaces=8 --steps 2000 --work /tmp/f8 --output benchmarks/results/f8.json
+
+Trains on sentences of unlabelled text, none of which is of the STS benchmark; selects the checkpoint on the validation
+part; reads the test part once, at the end. Killed and started again with the same arguments, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import re
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, TrainerCallback
+
+import hf_compact_embeddings as hce
+from hf_compact_embeddings.checkpoints import load_compact
+from hf_compact_embeddings.cli.compress import parse_setting
+from hf_compact_embeddings.cli.demo import find_model
+from hf_compact_embeddings.evaluation.sts import sts_spearman
+from hf_compact_embeddings.token_statistics import count_tokens
+from hf_compact_embeddings.training.calibration import calibrate
+
+_ENDS = re.compile(r"(?<=[.!?])\s+")
+_WORDS = (4, 40)
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--model", help="by default all-MiniLM-L6-v2, from the Hub or from PyPI")
+    parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line")
+    parser.add_argument("--sts", required=True, help="folder with validation.jsonl and test.jsonl of the benchmark")
+    parser.add_argument("--method", default="subspace")
+    parser.add_argument("--set", dest="options", action="append", default=[], metavar="OPTION=VALUE")
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--batch", type=int, default=64, help="sentences a step")
+    parser.add_argument("--trains", default="all")
+    parser.add_argument("--losses", type=json.loads, help="JSON object of weights")
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
+    parser.add_argument("--table-learning-rate", type=float, default=1e-3)
+    parser.add_argument("--max-length", type=int, default=48)
+    parser.add_argument("--eval-steps", type=int, default=250)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--fp32", action="store_true", help="no bfloat16 autocast")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", required=True, help="folder for the fit and the checkpoints")
+    parser.add_argument("--output", required=True, help="JSON file to write")
+    return parser.parse_args()
+
+
+def sentences(paths: list[str], seed: int) -> list[str]:
+    """Return the different sentences of the files, of moderate length, in random order."""
+    found: dict[str, None] = {}
+    for path in paths:
+        with Path(path).open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                for sentence in _ENDS.split(line.strip()):
+                    if _WORDS[0] <= len(sentence.split()) <= _WORDS[1]:
+                        found[sentence] = None
+    result = list(found)
+    random.Random(seed).shuffle(result)
+    return result
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Selection(TrainerCallback):
+    """Scores the model on validation pairs from time to time, and keeps the best one, as it would be saved."""
+
+    def __init__(self, compact: PreTrainedModel, tokenizer: Any, pairs: list[dict[str, Any]], folder: Path, every: int):
+        """Go on with what an earlier run has noted."""
+        self.compact, self.tokenizer, self.pairs = compact, tokenizer, pairs
+        self.folder, self.every = folder, every
+        self.path = folder / "curve.json"
+        self.curve: list[dict[str, float]] = json.loads(self.path.read_text()) if self.path.exists() else []
+        self.started = time.time()
+        if not self.curve:
+            self.score(0)
+
+    def score(self, step: int) -> None:
+        """Note a score, and keep the model if it is the best so far."""
+        self.curve = [point for point in self.curve if point["step"] < step]
+        best = max((point["validation"] for point in self.curve), default=0.0)
+        self.compact.save_pretrained(self.folder / "now")
+        value = sts_spearman(AutoModel.from_pretrained(self.folder / "now"), self.tokenizer, self.pairs)
+        self.curve.append({"step": step, "validation": round(value, 2), "seconds": round(time.time() - self.started)})
+        if value > best:
+            self.compact.save_pretrained(self.folder / "best")
+        self.path.write_text(json.dumps(self.curve))
+        print(json.dumps(self.curve[-1]), flush=True)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Score every so many steps, and at the end."""
+        if state.global_step % self.every == 0 or state.global_step == state.max_steps:
+            self.score(state.global_step)
+
+
+def main() -> None:
+    """Fit, calibrate, measure, write."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    transformers.utils.logging.disable_progress_bar()
+    work = Path(options.work)
+    work.mkdir(parents=True, exist_ok=True)
+    source = options.model or find_model()
+    tokenizer, dense = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
+    texts = sentences(options.texts, options.seed)
+    if not (work / "fit" / "config.json").exists():
+        counts = count_tokens(texts, tokenizer, dense.get_input_embeddings().num_embeddings)
+        settings = dict(map(parse_setting, options.options))
+        fit = hce.compress(
+            dense, options.method, tokenizer=tokenizer, token_counts=counts, seed=options.seed, **settings
+        )
+        fit.save_pretrained(work / "fit")
+    compact = load_compact(work / "fit")
+    report = hce.inspect(compact, against=dense).to_dict()
+    validation = rows(Path(options.sts) / "validation.jsonl")
+    selection = Selection(compact, tokenizer, validation, work, options.eval_steps)
+    epochs = options.steps * options.batch / len(texts)
+    calibrate(
+        compact,
+        teacher=dense,
+        texts=texts,
+        tokenizer=tokenizer,
+        trains=options.trains,
+        losses=options.losses,
+        max_length=options.max_length,
+        table_learning_rate=options.table_learning_rate,
+        callbacks=[selection],
+        resume_from_checkpoint=True,
+        args={
+            "output_dir": str(work / "run"),
+            "max_steps": options.steps,
+            "per_device_train_batch_size": options.batch,
+            "learning_rate": options.learning_rate,
+            "lr_scheduler_type": "linear",
+            "warmup_steps": min(100, options.steps // 10),
+            "train_sampling_strategy": "group_by_length",
+            "save_steps": options.eval_steps,
+            "save_total_limit": 2,
+            "logging_steps": min(50, options.eval_steps),
+            "bf16": not options.fp32,
+            "use_cpu": not torch.cuda.is_available(),
+            "disable_tqdm": True,
+            "seed": options.seed,
+        },
+    )
+    best = load_compact(work / "best")
+    test = rows(Path(options.sts) / "test.jsonl")
+    result = {
+        "command": shlex.join(["python", "benchmarks/calibrate_minilm.py", *_portable(sys.argv[1:])]),
+        "versions": {
+            "hf_compact_embeddings": hce.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "seed": options.seed,
+        "threads": options.threads,
+        "sentences": len(texts),
+        "sentences_seen": options.steps * options.batch,
+        "epochs": round(epochs, 3),
+        "report_after_fit": report,
+        "curve_on_validation": selection.curve,
+        "sts_test": {
+            "dense": round(sts_spearman(dense, tokenizer, test), 2),
+            "after_fit": round(sts_spearman(load_compact(work / "fit"), tokenizer, test), 2),
+            "after_calibration": round(sts_spearman(best, tokenizer, test), 2),
+        },
+    }
+    Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result["sts_test"]))
+
+
+def _portable(words: list[str]) -> list[str]:
+    """Leave out where on this machine files are: their own folder and name say what they are."""
+    return ["/".join(Path(word).parts[-2:]) if word.startswith("/") else word for word in words]
+
+
+if __name__ == "__main__":
+    main()

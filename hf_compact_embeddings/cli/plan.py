@@ -1,0 +1,64 @@
+"""List configurations that keep a budget, best first."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..checkpoints import load_dense, load_tokenizer
+from ..modeling.structure import StructureConfig
+from ..planning import Plan, plan
+from ..token_statistics import count_tokens
+from .arguments import TextFile, add_budget_arguments, add_token_arguments, budget_options, read_counts
+from .outcome import Outcome, table
+
+# What every method has, and what the size shows already.
+_HIDDEN = {"method", "format_version", "init", "storage_dtype", "coded_rows", "private_rows", "mask_padding"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("model", help="Hub id or folder of a dense model")
+    add_budget_arguments(parser)
+    add_token_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the sample and the fits")
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Try all candidates on a sample."""
+    counts = None if options.token_counts is None else read_counts(options.token_counts)
+    model, tokenizer = load_dense(options.model), load_tokenizer(options.model)
+    if counts is None and options.texts is not None and tokenizer is not None:
+        counts = count_tokens(TextFile(options.texts), tokenizer, model.get_input_embeddings().num_embeddings)
+    plans = plan(model, tokenizer=tokenizer, token_counts=counts, seed=options.seed, **budget_options(options))
+    return Outcome({"plans": [found.to_dict() for found in plans]}, _text(plans))
+
+
+def _text(plans: list[Plan]) -> str:
+    header = ["candidate", "bytes", "ratio", "predicted error", "bound", "above it", "head"]
+    rows = [
+        [
+            _name(found.config),
+            f"{found.bytes:,}",
+            f"{found.ratio:.1f}x",
+            f"{found.predicted_error:.4f}",
+            f"{found.bound:.4f}",
+            f"{found.gap_db:.2f} dB",
+            "-" if found.head_cost is None else f"{found.head_cost:.3f}",
+        ]
+        for found in plans
+    ]
+    notes = [
+        "predicted error: relative MSE, weighted by token frequency where counts are given",
+        "head: work of scoring all tokens, over that of a dense head; - where no head is tied",
+    ]
+    return "\n".join([table(header, rows), "", *notes])
+
+
+def _name(config: StructureConfig) -> str:
+    default = type(config)().to_dict()
+    shown = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in _HIDDEN and isinstance(value, int | float | str) and value != default[name]
+    }
+    return " ".join([config.method, *(f"{name}={value}" for name, value in shown.items())])

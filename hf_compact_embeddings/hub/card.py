@@ -1,0 +1,253 @@
+"""The card of a compact checkpoint, rendered from `card_template.md`."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedModel
+
+from ..evaluation.report import Report, inspect
+from ..modeling.code_files import code_record, shipped_files
+from ..modeling.errors import CompactConfigError
+from ..modeling.modeling_compact import CompactModelMixin, native_model_class
+from ..modeling.modeling_compact import __file__ as modeling_file
+from ..modeling.tied import TiedHead
+from ..modeling.training_card import CARD_TAG
+from ..origin import command_of
+from ..version import __version__
+from .messages import CLIENT_ERRORS
+
+# Stands where the repository's name will be, in a card that is written before it is known.
+ANY_REPOSITORY = "<user>/<repo>"
+_TEMPLATE = Path(__file__).parent / "card_template.md"
+# A base model's tags that speak of its files, or of how its card came about.
+_TAGS_OF_FILES = {"pytorch", "tf", "jax", "rust", "onnx", "openvino", "safetensors", "gguf", "coreml", "tflite"}
+_NOT_INHERITED = _TAGS_OF_FILES | {"generated_from_trainer", "transformers"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """What a model reaches on a task.
+
+    Attributes:
+        task_type: the Hub's name of the task, as "sentence-similarity".
+        dataset_name: what to call the data.
+        metric: the metric's name, as "spearmanr".
+        after: the compact model's value.
+        before: the original's value, where it is known.
+        dataset_id: the data set's Hub id, where it has one.
+        task_id: the benchmark's task that `.eval_results` names; without it the result is in the card alone.
+        split: the data set's split.
+    """
+
+    task_type: str
+    dataset_name: str
+    metric: str
+    after: float
+    before: float | None = None
+    dataset_id: str | None = None
+    task_id: str | None = None
+    split: str | None = None
+
+    def entry(self) -> EvalResult:
+        """Return the result as the card's `model-index` has it."""
+        return EvalResult(
+            task_type=self.task_type,
+            dataset_type=self.dataset_id or re.sub(r"\W+", "-", self.dataset_name.lower()).strip("-"),
+            dataset_name=self.dataset_name,
+            dataset_split=self.split,
+            metric_type=self.metric,
+            metric_value=round(self.after, 6),
+        )
+
+    def row(self) -> dict[str, str]:
+        """Return the result as the card's table has it."""
+        before = "" if self.before is None else f"{self.before:.4f}"
+        return dataclasses.asdict(self) | {"before_text": before, "after_text": f"{self.after:.4f}"}
+
+
+def make_card(
+    compact: PreTrainedModel,
+    report: Report | None = None,
+    *,
+    repo_id: str = ANY_REPOSITORY,
+    base_model: str | None = None,
+    results: Sequence[TaskResult] = (),
+    sentences: bool = False,
+    code_sha256: str | None = None,
+    token: str | bool | None = None,
+) -> ModelCard:
+    """Return the card of a compact model.
+
+    Args:
+        compact: the model.
+        report: from `inspect(compact, against=dense)`; without it the card has no fidelity.
+        repo_id: the repository that the card will lie in.
+        base_model: the Hub id of the original; by default the one that `compress()` noted.
+        results: of tasks, before and after.
+        sentences: whether the checkpoint holds sentence-transformers files.
+        code_sha256: of the checkpoint's code files; by default of those that a model alone needs.
+        token: to read the original's card with.
+    """
+    if not isinstance(compact, CompactModelMixin):
+        raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
+    report = inspect(compact) if report is None else report
+    if report.compact_bytes != compact.compact_embedding.nbytes:
+        raise CompactConfigError(
+            f"`report` counts {report.compact_bytes:,} bytes, but `compact` has {compact.compact_embedding.nbytes:,}: "
+            "it reports on another model."
+        )
+    source = compact.config.compact_source or {}
+    base_model = base_model or source.get("base_model")
+    inherited = base_card_data(compact, base_model, token)
+    base_model = base_model or _first(inherited.get("base_model"))
+    title = repo_id.rpartition("/")[2] if repo_id != ANY_REPOSITORY else _title(compact, report, base_model)
+    data = ModelCardData(
+        base_model=base_model,
+        base_model_relation="quantized" if base_model else None,
+        library_name="transformers",
+        license=inherited.get("license"),
+        license_name=inherited.get("license_name"),
+        license_link=inherited.get("license_link"),
+        language=inherited.get("language"),
+        pipeline_tag=_pipeline_tag(compact, inherited),
+        tags=_tags(report, inherited, sentences),
+        eval_results=[result.entry() for result in results] or None,
+        model_name=title,
+    )
+    if not results:
+        # Without results there is no model-index to name.
+        data.model_name = None
+    facts = _facts(compact, report, base_model, source)
+    return ModelCard.from_template(
+        data,
+        template_path=str(_TEMPLATE),
+        title=title,
+        repo_id=repo_id,
+        results=[result.row() for result in results],
+        sentences=sentences,
+        code_sha256=code_sha256 or code_record(shipped_files(modeling_file))["sha256"],
+        **facts,
+    )
+
+
+def base_card_data(compact: PreTrainedModel, base_model: str | None, token: str | bool | None) -> dict[str, Any]:
+    """Return the metadata of the original's card: from its folder, else from the Hub where it is in reach."""
+    name = str(compact.config._name_or_path or "")
+    folder = Path(name) / "README.md" if name and Path(name).is_dir() else None
+    try:
+        if folder is not None and folder.is_file():
+            return ModelCard.load(folder, ignore_metadata_errors=True).data.to_dict()
+        if base_model is not None:
+            return ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data.to_dict()  # type: ignore[arg-type]
+    except CLIENT_ERRORS as error:
+        # The card is the better for it, but does not depend on it.
+        transformers.logging.get_logger(__name__).warning(
+            f"The card of {base_model or name} could not be read, so its licence and languages are not in this card: "
+            f"{' '.join(str(error).split())}"
+        )
+    return {}
+
+
+def _pipeline_tag(compact: PreTrainedModel, inherited: dict[str, Any]) -> str:
+    # Pulls in much of Trainer, which nothing else here needs.
+    from transformers.modelcard import TASK_MAPPING
+
+    native = native_model_class(type(compact)).__name__
+    for task, classes in TASK_MAPPING.items():
+        if native in classes.values():
+            return task
+    return inherited.get("pipeline_tag") or "feature-extraction"
+
+
+def _tags(report: Report, inherited: dict[str, Any], sentences: bool) -> list[str]:
+    own = [CARD_TAG, report.method, *(["sentence-transformers"] if sentences else [])]
+    return [*own, *(tag for tag in inherited.get("tags") or () if tag not in {*_NOT_INHERITED, *own})]
+
+
+def _title(compact: PreTrainedModel, report: Report, base_model: str | None) -> str:
+    base = base_model or native_model_class(type(compact)).__name__
+    return f"{base.rpartition('/')[2]}-{report.method}-{report.ratio:.0f}x"
+
+
+def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, source: dict[str, Any]) -> dict[str, Any]:
+    whole = report.model_bytes - report.compact_bytes + report.dense_bytes
+    link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "its card"
+    original = base_model or "PATH_OR_HUB_ID_OF_THE_ORIGINAL"
+    return {
+        "base": link if base_model else f"A {native_model_class(type(compact)).__name__}",
+        "base_reference": link,
+        "base_revision": source.get("revision"),
+        "method": report.method,
+        "options": ", ".join(f"{name}={value}" for name, value in source.get("options", {}).items())
+        or "default options",
+        "table": _size("", report.dense_bytes, report.compact_bytes),
+        "tied": any(isinstance(module, TiedHead) for module in compact.modules()),
+        "sizes": [
+            _size("embedding table", report.dense_bytes, report.compact_bytes),
+            _size("whole model", whole, report.model_bytes),
+        ],
+        "private_rows": f"{report.private_rows:,}",
+        "bits_per_weight": f"{report.bits_per_weight:.3f}",
+        "rows": f"{report.rows:,}",
+        "width": f"{report.width:,}",
+        "fidelity": _fidelity(report),
+        "collisions": f"{report.collisions:,}" if report.collisions else "",
+        "still_dense": [(name, _bytes(size)) for name, size in report.other_tables.items()],
+        "auto_class": type(compact)._auto_class,
+        "version": __version__,
+        "command": command_of(source, original, "OUTPUT") if source else "",
+        "placeholders": _placeholders(source, base_model),
+        "versions": f"hf_compact_embeddings {__version__}, transformers {transformers.__version__}, "
+        f"torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}",
+    }
+
+
+def _fidelity(report: Report) -> list[tuple[str, str]]:
+    if report.relative_mse is None or report.shannon_bound is None:
+        return []
+    return [
+        ("relative mean squared error", f"{report.relative_mse:.4f}"),
+        ("the least that a Gaussian source allows at this size", f"{report.shannon_bound:.4f}"),
+        ("distance to that", f"{report.gap_db:.2f} dB"),
+        ("mean cosine of the rows", f"{report.mean_cosine:.4f}"),
+        ("rows with the same codes as another", f"{report.collisions:,} of {report.rows:,}"),
+    ]
+
+
+def _placeholders(source: dict[str, Any], base_model: str | None) -> str:
+    notes = [] if base_model or not source else ["the original was read from a folder, whose name is not kept"]
+    notes += (
+        ["it was made without a tokenizer, so special tokens are coded like all others"]
+        if source and not source["tokenizer"]
+        else []
+    )
+    notes += ["TEXTS is a file with a text a line"] if source.get("texts") else []
+    notes += ["COUNTS is a JSON list with a count for each token id"] if source.get("token_counts") else []
+    text = "; ".join(notes)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _size(name: str, dense: int, compact: int) -> dict[str, str]:
+    return {
+        "name": name,
+        "dense": _bytes(dense),
+        "compact": _bytes(compact),
+        "ratio": f"{dense / compact:.1f}x smaller",
+    }
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count} bytes"
+
+
+def _first(value: Any) -> str | None:
+    return value[0] if isinstance(value, list) and value else value if isinstance(value, str) else None

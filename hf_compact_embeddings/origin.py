@@ -1,0 +1,77 @@
+"""What a compact table was made from, and how: kept in `config.compact_source`, so that it can be made again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from .modeling.auto_classes import primary_auto_class
+from .modeling.structure import StructureConfig
+
+_SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})$")
+_REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def origin_of(model: PreTrainedModel, config: StructureConfig, seed: int, **given: bool) -> dict[str, Any]:
+    """Return what `compress()` was given, as plain JSON; of a model in a local folder, no path is kept.
+
+    Args:
+        model: the dense model.
+        config: as it was asked for.
+        seed: of the fit.
+        given: which of tokenizer, texts and token_counts there were.
+    """
+    base_model, revision = hub_origin(model)
+    values = config.to_dict()
+    options = {field.name: values[field.name] for field in dataclasses.fields(config)}
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    named = model.config.architectures or [type(model).__name__]
+    return {
+        "base_model": base_model,
+        "revision": revision,
+        "head": None if named[0] == type(model).__name__ else primary_auto_class(type(model)),
+        "method": config.method,
+        "options": {name: value for name, value in options.items() if value != defaults[name]},
+        "seed": seed,
+        **given,
+    }
+
+
+def hub_origin(model: PreTrainedModel) -> tuple[str | None, str | None]:
+    """Return the Hub id and the commit that a model was loaded from, as far as they are known."""
+    name = str(model.config._name_or_path or "")
+    if Path(name).is_dir():
+        snapshot = _SNAPSHOT.search(Path(name).absolute().as_posix())
+        return (None, None) if snapshot is None else (f"{snapshot[1]}/{snapshot[2]}", snapshot[3])
+    if not _REPO_ID.fullmatch(name):
+        return None, None
+    return name, getattr(model.config, "_commit_hash", None)
+
+
+def command_of(source: dict[str, Any], base_model: str, output: str) -> str:
+    """Return what makes a table again: a shell command, or Python where no tokenizer was given."""
+    if not source["tokenizer"]:
+        return _call_of(source, base_model)
+    words = ["hf-compact", "compress", base_model, "--method", source["method"]]
+    words += ["--head", source["head"]] if source["head"] else []
+    for name, value in source["options"].items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    words += ["--seed", str(source["seed"])] if source["seed"] else []
+    words += ["--texts", "TEXTS"] if source["texts"] else []
+    words += ["--token-counts", "COUNTS"] if source["token_counts"] else []
+    return shlex.join([*words, "--output", output])
+
+
+def _call_of(source: dict[str, Any], base_model: str) -> str:
+    words = [repr(base_model), repr(source["method"])]
+    words += [f"{name}={value!r}" for name, value in source["options"].items()]
+    words += [f"auto_class=transformers.{source['head']}"] if source["head"] else []
+    words += [f"seed={source['seed']}"] if source["seed"] else []
+    words += ["token_counts=COUNTS"] if source["token_counts"] else []
+    return f"hf_compact_embeddings.compress({', '.join(words)})"

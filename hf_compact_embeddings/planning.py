@@ -1,0 +1,208 @@
+"""plan(): from a budget to configurations, best first, judged on a sample of the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .checkpoints import load_dense
+from .exact_rows import always_exact
+from .fitting import FitSource, fit_structure
+from .fitting.spectrum import covariance, gap_db, shannon_bound
+from .modeling.architectures import find_input_table
+from .modeling.errors import CompactConfigError, config_error
+from .modeling.structure import StructureConfig, config_classes, stored_bytes
+
+_SAMPLE_ROWS = 8192
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A configuration that keeps a budget.
+
+    Attributes:
+        config: give it to `compress()`.
+        bytes: what it takes, exactly, rows kept exactly included.
+        ratio: dense over compact bytes.
+        predicted_error: the relative MSE that a full fit is expected to leave, weighted by token frequency
+            where counts are known.
+        bound: the relative MSE that a Gaussian source allows at this rate.
+        gap_db: predicted_error over bound, in decibels.
+        head_cost: work of scoring all tokens, over that of a dense head; None where the head is not tied.
+    """
+
+    config: StructureConfig
+    bytes: int
+    ratio: float
+    predicted_error: float
+    bound: float
+    gap_db: float
+    head_cost: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as plain JSON."""
+        return {**dataclasses.asdict(self), "config": self.config.to_dict()}
+
+
+def plan(
+    model: PreTrainedModel | str | Path,
+    *,
+    ratio: float | None = None,
+    max_bytes: int | str | None = None,
+    bits_per_weight: float | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    token_counts: Tensor | None = None,
+    tied: bool | None = None,
+    seed: int = 0,
+) -> list[Plan]:
+    """Return the candidates of all methods that keep a budget, the least predicted error first.
+
+    Args:
+        model: a dense model, or a Hub id or folder of one.
+        ratio: the table becomes at least this many times smaller; or
+        max_bytes: at most this large, as a number or as "1MB"; or
+        bits_per_weight: at most this many bits for each value of the table.
+        tokenizer: the model's tokenizer; room is left for its special tokens, which are kept exactly.
+        token_counts: how often each token occurs (V,); errors then weigh by it.
+        tied: whether an output head scores through the table; read from the model by default.
+        seed: of the sample and the fits.
+    """
+    if isinstance(model, str | Path):
+        model = load_dense(model)
+    table = find_input_table(model)
+    weight = table.module.weight.detach()
+    rows, width = weight.shape
+    budget = budget_in_bytes(weight, ratio, max_bytes, bits_per_weight)
+    configs = _candidates(rows, width, budget, len(always_exact(table, tokenizer)))
+    counts = None if token_counts is None else torch.as_tensor(token_counts)
+    FitSource(weight, counts=counts)  # checks both
+    if tied is None:
+        tied = any(not isinstance(model.get_submodule(path), torch.nn.Embedding) for path in table.tied_paths)
+    sample = _Sample(weight, counts, seed)
+    plans = []
+    for config in tqdm(configs, desc="Planning", unit="candidate", leave=False, delay=1.0):
+        size = stored_bytes(config, rows, width)
+        error = sample.predicted_error(config)
+        bound = shannon_bound(sample.eigenvalues, 8 * size / weight.numel())
+        cost = config.head_cost(rows, width) / weight.numel() if tied else None
+        plans.append(Plan(config, size, weight.nbytes / size, error, bound, gap_db(error, bound), cost))
+    return sorted(plans, key=lambda found: found.predicted_error)
+
+
+def budget_in_bytes(
+    table: Tensor, ratio: float | None, max_bytes: int | str | None, bits_per_weight: float | None
+) -> int:
+    """Return the bytes that one of three ways of giving a budget allows for a table (V, D)."""
+    given = {"ratio": ratio, "max_bytes": max_bytes, "bits_per_weight": bits_per_weight}
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        raise CompactConfigError(f"Exactly one of `ratio`, `max_bytes` and `bits_per_weight` must be given: {given}.")
+    if ratio is not None:
+        if not ratio > 1:
+            raise config_error("ratio", ratio, "it must be above 1")
+        budget = int(table.nbytes / ratio)
+    elif bits_per_weight is not None:
+        if not bits_per_weight > 0:
+            raise config_error("bits_per_weight", bits_per_weight, "it must be above 0")
+        budget = int(table.numel() * bits_per_weight / 8)
+    else:
+        assert max_bytes is not None
+        budget = parse_size(max_bytes)
+    if budget >= table.nbytes:
+        raise config_error(chosen[0], given[chosen[0]], f"the dense table takes {table.nbytes:,} bytes already")
+    return budget
+
+
+def parse_size(size: int | str) -> int:
+    """Return the bytes of a size as "500KB", "1.5 MB" or 1000000."""
+    match = re.fullmatch(r"([0-9.]+)\s*([KMG]?B)?", str(size).strip().upper())
+    try:
+        return int(float(match.group(1)) * _UNITS[match.group(2) or ""])  # type: ignore[union-attr]
+    except (AttributeError, ValueError):
+        raise config_error("max_bytes", size, 'it must be a size as 1000000, "500KB" or "1.5MB"') from None
+
+
+def _candidates(rows: int, width: int, budget: int, private: int) -> list[StructureConfig]:
+    """Ask every method for candidates, with the rows that are kept exactly."""
+    reserved = stored_bytes_of_private_rows(width, private)
+    found = []
+    for config_class in config_classes():
+        for config in config_class.candidates(rows, width, budget - reserved):
+            resolved = config.resolved(rows, width)
+            config = dataclasses.replace(resolved, private_rows=private, mask_padding=False)
+            if stored_bytes(config, rows, width) <= budget:
+                found.append(config)
+    if not found:
+        raise CompactConfigError(
+            f"The budget is {budget:,} bytes, but the smallest candidate for a table of {rows:,} x {width:,} takes "
+            f"{_smallest(rows, width, private):,} bytes."
+        )
+    return found
+
+
+def stored_bytes_of_private_rows(width: int, count: int) -> int:
+    """Return the bytes of rows kept exactly: two a value, and four for the id."""
+    return count * (2 * width + 4)
+
+
+def _smallest(rows: int, width: int, private: int) -> int:
+    """Return the least budget that has a candidate, to within a hundredth."""
+    low, high = 1, rows * width * 4
+    while high > low * 1.01 + 1:
+        middle = (low + high) // 2
+        some = any(config_class.candidates(rows, width, middle) for config_class in config_classes())
+        low, high = (low, middle) if some else (middle, high)
+    return high + stored_bytes_of_private_rows(width, private)
+
+
+class _Sample:
+    """Some rows of a table, on which candidates are fitted to see how they would do on all of them."""
+
+    def __init__(self, table: Tensor, counts: Tensor | None, seed: int) -> None:
+        self.rows = len(table)
+        self.seed = seed
+        weights = FitSource(table, counts=counts).row_weights(1.0)
+        weights = torch.ones(self.rows) if weights is None else weights
+        mean, spread = covariance(table, weights)
+        self.eigenvalues = torch.linalg.eigvalsh(spread)
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed))[:_SAMPLE_ROWS]
+        self.table = table[order].float()
+        self.counts = None if counts is None else counts[order]
+        self.weights = weights[order].double()
+        self.energy = (self.table.double() - mean).square().sum(1)
+
+    def predicted_error(self, config: StructureConfig) -> float:
+        """Return the relative MSE to expect of a fit to the whole table.
+
+        The more rows share the same tables, the worse they are served: the error of a fit to N rows grows about
+        as e · (1 - c / N). Fits to the sample and to half of it give e and c.
+        """
+        size = len(self.table)
+        error = self._error(config, size)
+        if size == self.rows:
+            return error
+        slope = max(0.0, error - self._error(config, size // 2)) * size
+        return error + slope * (1 / size - 1 / self.rows)
+
+    @torch.no_grad()
+    def _error(self, config: StructureConfig, size: int) -> float:
+        """Return the relative MSE of a fit to the first rows of the sample."""
+        counts = None if self.counts is None else self.counts[:size]
+        source = FitSource(self.table[:size], counts=counts, seed=self.seed)
+        structure = fit_structure(config.for_rows(size), source)
+        error = torch.cat(
+            [
+                (decoded.double() - rows).square().sum(1)
+                for decoded, rows in zip(structure.dense_chunks(), self.table[:size].split(8192), strict=True)
+            ]
+        )
+        weights = self.weights[:size]
+        return float((weights * error).sum() / (weights * self.energy[:size]).sum())
