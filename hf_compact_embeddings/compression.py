@@ -22,6 +22,7 @@ from .modeling.modeling_compact import CompactModelMixin, config_class, model_cl
 from .modeling.structure import CompactEmbedding, StructureConfig, make_config
 from .origin import origin_of
 from .planning import plan
+from .sensitivity import sensitivity_metric
 from .token_statistics import contextual_states, count_tokens
 
 
@@ -76,6 +77,8 @@ def compress(
         table=table.module.weight.detach(),
         counts=counts,
         features=features,
+        metric=_metric(config, texts, tokenizer, model),
+        tied=table.scores,
         token_strings=_token_strings(config, tokenizer, table),
         private_ids=private_ids,
         padding_idx=table.module.padding_idx,
@@ -103,6 +106,18 @@ def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> St
     if options:
         raise CompactConfigError(f"`{next(iter(options))}` cannot be given beside a configuration: set it there.")
     return method
+
+
+def _metric(
+    config: StructureConfig,
+    texts: Iterable[str] | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    model: PreTrainedModel,
+) -> Tensor | None:
+    """Measure what errors cost, where the method asks and texts are given."""
+    if getattr(config, "metric", "plain") != "sensitivity" or texts is None or tokenizer is None:
+        return None
+    return sensitivity_metric(texts, tokenizer, model)
 
 
 def _compact_class(model: PreTrainedModel) -> type[PreTrainedModel]:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
 from .exact_rows import always_exact
-from .fitting import FitSource, fit_structure
+from .fitting import FitSource, fit_structure, predictor_of
 from .fitting.spectrum import covariance, gap_db, shannon_bound
 from .modeling.architectures import find_input_table
 from .modeling.errors import CompactConfigError, config_error
@@ -85,12 +85,11 @@ def plan(
     counts = None if token_counts is None else torch.as_tensor(token_counts)
     FitSource(weight, counts=counts)  # checks both
     if tied is None:
-        tied = any(not isinstance(model.get_submodule(path), torch.nn.Embedding) for path in table.tied_paths)
-    sample = _Sample(weight, counts, seed)
+        tied = table.scores
+    sample = _Sample(weight, counts, bool(tied), seed)
     plans = []
     for config in tqdm(configs, desc="Planning", unit="candidate", leave=False, delay=1.0):
-        size = stored_bytes(config, rows, width)
-        error = sample.predicted_error(config)
+        size, error = sample.predict(config)
         bound = shannon_bound(sample.eigenvalues, 8 * size / weight.numel())
         cost = config.head_cost(rows, width) / weight.numel() if tied else None
         plans.append(Plan(config, size, weight.nbytes / size, error, bound, gap_db(error, bound), cost))
@@ -136,9 +135,10 @@ def _candidates(rows: int, width: int, budget: int, private: int) -> list[Struct
     found = []
     for config_class in config_classes():
         for config in config_class.candidates(rows, width, budget - reserved):
-            resolved = config.resolved(rows, width)
-            config = dataclasses.replace(resolved, private_rows=private, mask_padding=False)
-            if stored_bytes(config, rows, width) <= budget:
+            if predictor_of(config) is None:
+                config = config.resolved(rows, width)
+            config = dataclasses.replace(config, private_rows=private, mask_padding=False)
+            if predictor_of(config) is not None or stored_bytes(config, rows, width) <= budget:
                 found.append(config)
     if not found:
         raise CompactConfigError(
@@ -166,43 +166,51 @@ def _smallest(rows: int, width: int, private: int) -> int:
 class _Sample:
     """Some rows of a table, on which candidates are fitted to see how they would do on all of them."""
 
-    def __init__(self, table: Tensor, counts: Tensor | None, seed: int) -> None:
+    def __init__(self, table: Tensor, counts: Tensor | None, tied: bool, seed: int) -> None:
         self.rows = len(table)
         self.seed = seed
         weights = FitSource(table, counts=counts).row_weights(1.0)
         weights = torch.ones(self.rows) if weights is None else weights
         mean, spread = covariance(table, weights)
         self.eigenvalues = torch.linalg.eigvalsh(spread)
+        self.source = FitSource(table, counts=counts, seed=seed, tied=tied)
         order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed))[:_SAMPLE_ROWS]
+        self.ids = order
         self.table = table[order].float()
         self.counts = None if counts is None else counts[order]
         self.weights = weights[order].double()
         self.energy = (self.table.double() - mean).square().sum(1)
 
-    def predicted_error(self, config: StructureConfig) -> float:
-        """Return the relative MSE to expect of a fit to the whole table.
+    def predict(self, config: StructureConfig) -> tuple[int, float]:
+        """Return the bytes of a fit to the whole table and the relative MSE to expect of it.
 
-        The more rows share the same tables, the worse they are served: the error of a fit to N rows grows about
-        as e · (1 - c / N). Fits to the sample and to half of it give e and c.
+        Some methods know. Else: the more rows share the same tables, the worse they are served, so that the error of
+        a fit to N rows grows about as e · (1 - c / N). Fits to the sample and to half of it give e and c.
         """
+        predictor = predictor_of(config)
+        if predictor is not None:
+            ids, place = self.ids.sort()
+            bytes_of_codes, decoded = predictor(config, self.source, ids)
+            private = stored_bytes_of_private_rows(self.table.shape[1], config.private_rows)
+            return bytes_of_codes + private, self._relative_error(decoded[place.argsort()])
+        stored = stored_bytes(config, self.rows, self.table.shape[1])
         size = len(self.table)
         error = self._error(config, size)
         if size == self.rows:
-            return error
+            return stored, error
         slope = max(0.0, error - self._error(config, size // 2)) * size
-        return error + slope * (1 / size - 1 / self.rows)
+        return stored, error + slope * (1 / size - 1 / self.rows)
 
     @torch.no_grad()
     def _error(self, config: StructureConfig, size: int) -> float:
         """Return the relative MSE of a fit to the first rows of the sample."""
         counts = None if self.counts is None else self.counts[:size]
         source = FitSource(self.table[:size], counts=counts, seed=self.seed)
-        structure = fit_structure(config.for_rows(size), source)
-        error = torch.cat(
-            [
-                (decoded.double() - rows).square().sum(1)
-                for decoded, rows in zip(structure.dense_chunks(), self.table[:size].split(8192), strict=True)
-            ]
-        )
+        return self._relative_error(fit_structure(config.for_rows(size), source).dense())
+
+    def _relative_error(self, decoded: Tensor) -> float:
+        """Compare decoded rows with the first rows of the sample."""
+        size = len(decoded)
+        error = (decoded.double() - self.table[:size].double()).square().sum(1)
         weights = self.weights[:size]
         return float((weights * error).sum() / (weights * self.energy[:size]).sum())

@@ -20,7 +20,7 @@ _MAX_LENGTH = 256
 def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
     """Count how often each of `rows` token ids occurs in texts, special tokens included, as float64 (V,)."""
     counts = torch.zeros(rows, dtype=torch.float64)
-    for batch in _batches(texts, "Counting tokens"):
+    for batch in text_batches(texts, "Counting tokens"):
         encoded = tokenizer(batch, truncation=False, verbose=False)["input_ids"]
         ids = torch.tensor([token for sequence in encoded for token in sequence], dtype=torch.int64)
         counts += torch.bincount(ids[ids < rows], minlength=rows)
@@ -57,10 +57,9 @@ def _summed_states(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, rows: int
 ) -> tuple[Tensor, Tensor]:
     """Return the sum of each token's last hidden states (V, H), and how many there were (V,)."""
-    base = getattr(model, model.base_model_prefix, model)
-    encoder = base.get_encoder() if model.config.is_encoder_decoder else base
+    encoder = base_encoder(model)
     sums, counts = None, torch.zeros(rows)
-    for batch in _batches(texts, "Reading contexts"):
+    for batch in text_batches(texts, "Reading contexts"):
         encoded = tokenizer(batch, truncation=True, max_length=_MAX_LENGTH, padding=True, return_tensors="pt")
         states = encoder(
             input_ids=encoded["input_ids"].to(model.device),
@@ -76,12 +75,19 @@ def _summed_states(
     return sums, counts
 
 
-def _batches(texts: Iterable[str], description: str) -> Iterator[list[str]]:
+def base_encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the part of a model that turns embedded tokens into hidden states."""
+    base = getattr(model, model.base_model_prefix, model)
+    return base.get_encoder() if model.config.is_encoder_decoder else base
+
+
+def text_batches(texts: Iterable[str], description: str, size: int = _TEXTS_PER_BATCH) -> Iterator[list[str]]:
+    """Yield texts that are not empty, some at a time."""
     if isinstance(texts, str):
         raise CompactConfigError("`texts` is one string, but it must be an iterable of strings.")
     iterator: Iterator[Any] = iter(texts)
     with tqdm(desc=description, unit="text", leave=False, delay=1.0) as progress:
-        while batch := list(islice(iterator, _TEXTS_PER_BATCH)):
+        while batch := list(islice(iterator, size)):
             if kept := [text for text in batch if text]:
                 yield kept
             progress.update(len(batch))

@@ -55,6 +55,8 @@ _CASES = (
     # Neither width nor codes fall on a boundary: 24 = 4 · 4 + 8, and codes of 4 bits with 11 of 16 used.
     _case("subspace", "uneven", num_subspaces=5, codebook_size=11, storage_dtype="bfloat16"),
     _case("subspace", "dispersed", num_subspaces=3, assignment="dispersed", storage_dtype="float32"),
+    _case("rotated", "tiers", bits_per_weight=4.0),
+    _case("rotated", "plain-basis", bits_per_weight=15.0, tiers=1, basis="float16", metric="plain"),
     _case("scalar", "int8"),
     _case("scalar", "int4", bits=4, group_size=8),
     _case("factorized", "svd", rank=6, fit="svd"),

@@ -24,6 +24,8 @@ class FitSource:
         private_ids: sorted ids (m,) of rows that will be stored exactly, and need no fit.
         padding_idx: the padding row.
         scale: what looked-up rows are multiplied by.
+        metric: what an error costs, as a positive semi-definite matrix (D, D), or None for plain distance.
+        tied: whether an output head scores through the table.
         token_strings: how the tokens are written (V of them), for fits that read it, or None.
         seed: of all random choices.
         device: where to compute.
@@ -32,6 +34,8 @@ class FitSource:
     table: Tensor
     counts: Tensor | None = None
     features: Tensor | None = None
+    metric: Tensor | None = None
+    tied: bool = False
     token_strings: Sequence[str] | None = None
     private_ids: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     padding_idx: int | None = None
@@ -82,6 +86,28 @@ def fits(config_class: type[StructureConfig]) -> Callable[[_F], _F]:
         return function
 
     return register
+
+
+# From a configuration, a source and ids (n,): the bytes of a full fit without private rows, and rows (n, D) as it
+# would decode them.
+Predictor = Callable[[Any, FitSource, Tensor], tuple[int, Tensor]]
+_PREDICTORS: dict[str, Predictor] = {}
+_P = TypeVar("_P", bound=Predictor)
+
+
+def predicts(config_class: type[StructureConfig]) -> Callable[[_P], _P]:
+    """Register a function that knows what a full fit gives without doing it; a method need not have one."""
+
+    def register(function: _P) -> _P:
+        _PREDICTORS[config_class.method] = function
+        return function
+
+    return register
+
+
+def predictor_of(config: StructureConfig) -> Predictor | None:
+    """Return the method's registered predictor."""
+    return _PREDICTORS.get(config.method)
 
 
 @torch.no_grad()

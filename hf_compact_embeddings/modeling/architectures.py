@@ -14,11 +14,15 @@ from .tied import TiedEmbedding, TiedHead
 
 @dataclasses.dataclass(frozen=True)
 class InputTable:
-    """A native input table: the module, where it stands, and the modules whose weight is tied to it."""
+    """A native input table: the module, where it stands, and the modules whose weight is tied to it.
+
+    `scores` tells whether one of them is an output layer.
+    """
 
     module: nn.Embedding
     paths: tuple[str, ...]
     tied_paths: tuple[str, ...]
+    scores: bool
 
     @property
     def scale(self) -> float:
@@ -65,7 +69,8 @@ def find_input_table(model: PreTrainedModel) -> InputTable:
                 f"{name} ties its input table to `{path}`, a {type(model.get_submodule(path)).__name__}: "
                 "looked for nn.Embedding and nn.Linear."
             )
-    return InputTable(module, paths, tied_paths)
+    scores = any(isinstance(model.get_submodule(path), nn.Linear) for path in tied_paths)
+    return InputTable(module, paths, tied_paths, scores)
 
 
 def _tied_parameters(model: PreTrainedModel, names: set[str]) -> set[str]:

@@ -25,6 +25,7 @@ from .extra_inputs import take_extra_inputs
 from .structure import CompactEmbedding, StructureConfig, config_from_dict
 from .structure_factorized import FactorizedEmbedding  # noqa: F401
 from .structure_hashed import HashEmbedding  # noqa: F401
+from .structure_rotated import RotatedEmbedding  # noqa: F401
 from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead

@@ -95,7 +95,10 @@ class StructureConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain JSON form that `config.compact_embeddings` holds."""
-        return {"method": self.method, "format_version": FORMAT_VERSION} | dataclasses.asdict(self)
+        fields = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+        return {"method": self.method, "format_version": FORMAT_VERSION} | fields
 
 
 class CompactEmbedding(nn.Module):
@@ -354,6 +357,12 @@ class CompactEmbedding(nn.Module):
         """Bytes of everything that is stored: codes, tables and private rows."""
         state = self.state_dict()
         return sum(tensor.numel() * self.stored_dtype(name).itemsize for name, tensor in state.items())
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of the rows stored exactly."""
+        stored = STORAGE_DTYPES[self.config.storage_dtype].itemsize
+        return self.config.private_rows * (self.embedding_dim * stored + _PRIVATE_ID_BITS // 8)
 
     @torch.no_grad()
     def round_to_storage(self) -> Self:

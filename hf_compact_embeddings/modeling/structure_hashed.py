@@ -101,14 +101,10 @@ class HashConfig(StructureConfig):
             raise config_error("private_rows", config.private_rows, 'words have no rows: with source "text" it is 0')
         return config
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plain JSON form."""
-        return super().to_dict() | {"ngram_sizes": list(self.ngram_sizes)}
-
 
 @register_structure(HashConfig)
 class HashEmbedding(CompactEmbedding):
-    """The vector of a word's bits, by `words`, plus one vector that all ordinary tokens share.
+    """The vector of a word's bits, by `hashed`, plus one vector that all ordinary tokens share.
 
     With source "text" the ids are word hashes and have no end; `num_embeddings` is the `vocab_size` of the
     model's configuration, which has no meaning here and decides nothing.
@@ -128,7 +124,7 @@ class HashEmbedding(CompactEmbedding):
     ) -> None:
         """Allocate what the variant learns, the generic vector, and special rows or stored bits."""
         super().__init__(config, num_embeddings, embedding_dim, padding_idx, scale)
-        self.words = self._variant()
+        self.hashed = self._variant()
         self.generic_vector = nn.Parameter(torch.empty(embedding_dim))
         special, codes = None, None
         if self.reads_text:
@@ -187,9 +183,9 @@ class HashEmbedding(CompactEmbedding):
     def coded_vectors(self, ids: Tensor) -> Tensor:
         """Turn bits into vectors; special tokens have rows of their own."""
         if self.special_vectors is None:
-            return self.words.vectors(self.bits_of(ids)) + self.generic_vector
+            return self.hashed(self.bits_of(ids)) + self.generic_vector
         self._require_hashes(ids)
-        vectors = self.words.vectors(self.bits_of(ids)) + self.generic_vector
+        vectors = self.hashed(self.bits_of(ids)) + self.generic_vector
         special = ids < len(self.special_vectors)
         rows = F.embedding(ids.where(special, 0), self.special_vectors)
         return torch.where(special.unsqueeze(-1), rows, vectors)
@@ -198,7 +194,7 @@ class HashEmbedding(CompactEmbedding):
         """Score what the variant learns, and combine it for each row."""
         assert self.codes is not None
         hidden, codes = hidden.float(), self.codes
-        scores = self.words.scores(hidden, len(codes), lambda start, stop: _bits_of_bytes(codes[start:stop]))
+        scores = self.hashed(hidden, len(codes), lambda start, stop: _bits_of_bytes(codes[start:stop]))
         return scores + hidden @ self.generic_vector.float().unsqueeze(-1)
 
     # Ids that this model cannot read.
@@ -309,7 +305,7 @@ class HashEmbedding(CompactEmbedding):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw everything that is learned; stored bits are hashes of the ids."""
-        self.words.reset_parameters()
+        self.hashed.reset_parameters()
         for parameter in (self.generic_vector, self.special_vectors):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=INITIAL_STD, a=-2 * INITIAL_STD, b=2 * INITIAL_STD)
@@ -325,7 +321,9 @@ class HashEmbedding(CompactEmbedding):
         """Return how many tokens have the vector of an earlier one; unknown, so 0, without a vocabulary."""
         if self.codes is None:
             return 0
-        entries = torch.cat([self.words.entries_of(_bits_of_bytes(chunk)) for chunk in self.codes.split(_ROWS_PER_CHUNK)])
+        entries = torch.cat(
+            [self.hashed.entries_of(_bits_of_bytes(chunk)) for chunk in self.codes.split(_ROWS_PER_CHUNK)]
+        )
         return self.coded_rows - len(torch.unique(entries, dim=0))
 
 

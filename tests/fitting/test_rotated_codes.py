@@ -3,16 +3,24 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hf_compact_embeddings.fitting.rotated_codes import decode_basis, encode_basis, fit_rotated, row_slots
+from hf_compact_embeddings.fitting import FitSource
+from hf_compact_embeddings.fitting.fit_rotated import as_structure
+from hf_compact_embeddings.fitting.rotated_codes import RotatedCodes, decode_basis, encode_basis
+from hf_compact_embeddings.fitting.rotated_codes import fit_rotated_codes as fit_rotated
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
 from hf_compact_embeddings.fitting.tiers import count_bytes
 from hf_compact_embeddings.modeling.errors import CompactConfigError
+from hf_compact_embeddings.modeling.structure_rotated import RotatedConfig
 
 
 def spectrum_table(rows: int = 3000, dim: int = 48, decay: float = 0.94, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     turn, _ = torch.linalg.qr(torch.randn(dim, dim, generator=generator))
     return torch.randn(rows, dim, generator=generator) * decay ** torch.arange(dim) @ turn + 1.0
+
+
+def decoded(table: torch.Tensor, codes: RotatedCodes) -> torch.Tensor:
+    return as_structure(codes, RotatedConfig(), FitSource(table)).dense().detach()
 
 
 def relative_error(table: torch.Tensor, read: torch.Tensor, weights: torch.Tensor | None = None) -> float:
@@ -24,7 +32,7 @@ def relative_error(table: torch.Tensor, read: torch.Tensor, weights: torch.Tenso
 def test_gaussian_table_is_coded_close_to_the_bound():
     table = spectrum_table()
     codes = fit_rotated(table, 26_000, tiers=1)
-    error = relative_error(table, codes.decode(torch.arange(len(table))))
+    error = relative_error(table, decoded(table, codes))
     bound = shannon_bound(torch.linalg.eigvalsh(covariance(table)[1]), 8 * codes.plan.num_bytes / table.numel())
     assert 0.0 < gap_db(error, bound) < 1.5
     assert error == pytest.approx(codes.plan.distortion, rel=0.1)
@@ -34,7 +42,7 @@ def test_stored_bytes_are_what_the_plan_counts_and_stay_within_the_budget():
     table = spectrum_table()
     codes = fit_rotated(table, 20_000, tiers=3)
     stored = sum(part.numel() for part in (*codes.codes, *codes.basis_codes))
-    rest = 2 * int((codes.gains != 0).sum()) + 2 * codes.means.numel() + 2 * len(codes.basis_gains)
+    rest = 2 * codes.gains.numel() + 2 * codes.means.numel() + 2 * len(codes.basis_gains)
     tables = len(codes.plan.basis_bits) * (len(codes.codes) + 1)
     tags = -(-len(table) * (len(codes.codes) - 1).bit_length() // 8)
     assert stored + rest + tables + tags == codes.plan.num_bytes == count_bytes(codes.plan, 48)
@@ -47,8 +55,9 @@ def test_tiers_spend_more_on_rows_that_weigh_more():
     weights[::10] = 50.0
     one = fit_rotated(table, 20_000, weights=weights, tiers=1)
     many = fit_rotated(table, 20_000, weights=weights, tiers=3)
-    ids = torch.arange(len(table))
-    assert relative_error(table, many.decode(ids), weights) < 0.5 * relative_error(table, one.decode(ids), weights)
+    assert relative_error(table, decoded(table, many), weights) < 0.5 * relative_error(
+        table, decoded(table, one), weights
+    )
     heavy = torch.bincount(many.tier_of_row[::10].long(), minlength=len(many.codes))
     assert heavy[0] > 0.9 * heavy.sum()
 
@@ -56,17 +65,17 @@ def test_tiers_spend_more_on_rows_that_weigh_more():
 def test_a_metric_moves_the_error_where_it_costs_less():
     table = spectrum_table(decay=1.0)
     metric = torch.diag(torch.tensor([100.0] * 8 + [0.0] * 40))
-    ids = torch.arange(len(table))
-    plain, aware = (fit_rotated(table, 12_000, metric=m).decode(ids) for m in (None, metric))
+    plain, aware = (decoded(table, fit_rotated(table, 12_000, metric=m)) for m in (None, metric))
     assert relative_error(table[:, :8], aware[:, :8]) < 0.3 * relative_error(table[:, :8], plain[:, :8])
 
 
 def test_single_rows_decode_as_in_the_whole():
     table = spectrum_table(400)
     codes = fit_rotated(table, 5_000, tiers=3)
-    whole = codes.decode(torch.arange(400))
+    structure = as_structure(codes, RotatedConfig(), FitSource(table))
+    whole = structure.dense()
     for row in (0, 17, 399):
-        torch.testing.assert_close(codes.decode(torch.tensor([row]))[0], whole[row])
+        torch.testing.assert_close(structure(torch.tensor([row]))[0], whole[row])
 
 
 def test_basis_codes_keep_the_directions():
@@ -76,11 +85,6 @@ def test_basis_codes_keep_the_directions():
     errors = (read - basis[:4]).square().sum(1)
     assert (errors < torch.tensor([0.003, 0.006, 0.006, 0.05])).all()
     assert [part.numel() for part in codes] == [39, 35, 35, 21]
-
-
-def test_row_slots_count_earlier_rows_of_the_same_tier():
-    tiers = torch.tensor([1, 0, 1, 1, 2, 0], dtype=torch.uint8)
-    assert row_slots(tiers, 3).tolist() == [0, 0, 1, 2, 0, 1]
 
 
 def test_a_budget_below_the_smallest_plan_is_refused():

@@ -1,0 +1,91 @@
+"""Rows of labelled data: from lists, JSON and CSV files, folders with a file a split, and data sets of the Hub."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
+
+_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
+Rows = list[dict[str, Any]]
+
+
+def read_rows(source: Any, split: str | None = None, config: str | None = None) -> Rows:
+    """Return rows as dictionaries.
+
+    Args:
+        source: rows; a mapping from splits to rows; a file (JSON lines, JSON list, CSV, or text with a line a row);
+            a folder with such a file for each split; or the name of a data set of the Hub.
+        split: of a mapping, a folder, or a data set of the Hub.
+        config: of a data set of the Hub.
+    """
+    if isinstance(source, str | Path):
+        return _read_path(Path(source), split, config)
+    if isinstance(source, Mapping):
+        if split not in source:
+            raise CompactConfigError(f"`data` has no split {split!r}; its splits are {', '.join(map(str, source))}.")
+        source = source[split]
+    rows = [{"text": row} if isinstance(row, str) else dict(row) for row in source]
+    if not rows:
+        raise CompactConfigError("`data` has no rows.")
+    return rows
+
+
+def _read_path(path: Path, split: str | None, config: str | None) -> Rows:
+    if path.is_dir():
+        found = [path / f"{split}{suffix}" for suffix in _SUFFIXES]
+        chosen = next((file for file in found if file.is_file()), None)
+        if chosen is None:
+            there = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
+            raise CompactConfigError(f"`data` {str(path)!r} has no file for the split {split!r}; it holds {there}.")
+        path = chosen
+    if not path.is_file():
+        if path.suffix in _SUFFIXES:
+            raise CompactConfigError(f"`data` {str(path)!r} is no file.")
+        return _read_hub(str(path), split, config)
+    try:
+        rows = _parse(path)
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise CompactConfigError(f"`data` {str(path)!r} cannot be read: {error}") from error
+    if not rows:
+        raise CompactConfigError(f"`data` {str(path)!r} has no rows.")
+    return rows
+
+
+def _parse(path: Path) -> Rows:
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".csv":
+        return list(csv.DictReader(text.splitlines(keepends=True)))
+    if path.suffix == ".txt":
+        return [{"text": line} for line in text.splitlines() if line.strip()]
+    if text.lstrip().startswith("["):
+        return [dict(row) for row in json.loads(text)]
+    return [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
+
+
+def _read_hub(name: str, split: str | None, config: str | None) -> Rows:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise CompactEmbeddingsError(
+            "Data sets of the Hub need `datasets`: run `pip install 'hf_compact_embeddings[train]'`."
+        ) from error
+    try:
+        return [dict(row) for row in load_dataset(name, config, split=split or "test")]
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CompactConfigError(
+            f"`data` {name!r} is no file or folder here, and no data set of the Hub that could be loaded: {error}"
+        ) from error
+
+
+def require_columns(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], name: str = "data") -> None:
+    """Raise unless all columns are there; the message lists those that are."""
+    missing = [column for column in columns if rows and column not in rows[0]]
+    if not rows or missing:
+        found = ", ".join(rows[0]) if rows else "no rows"
+        wanted = ", ".join(columns)
+        raise CompactConfigError(f"`{name}` needs the columns {wanted}, but {', '.join(missing)} is missing: {found}.")

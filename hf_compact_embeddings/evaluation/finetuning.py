@@ -1,0 +1,118 @@
+"""Fine-tuning a compact or dense checkpoint on a task, as everybody does: an Auto class and Trainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from ..modeling.errors import CompactConfigError
+from .answers import AnswerTask
+from .classification import ClassificationTask
+from .data import Rows
+
+
+def training_arguments(folder: str, seed: int, given: Mapping[str, Any] | None) -> TrainingArguments:
+    """Return arguments for a run that keeps nothing, with the values that fine-tuning commonly starts from."""
+    fields: dict[str, Any] = {
+        "output_dir": folder,
+        "save_strategy": "no",
+        "learning_rate": 5e-5,
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 32,
+        "per_device_eval_batch_size": 64,
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+    }
+    return TrainingArguments(**{**fields, **(given or {}), "seed": seed})
+
+
+def classify(
+    folder: str | Path,
+    task: ClassificationTask,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Rows,
+    train: Rows | None = None,
+    seed: int = 0,
+    args: Mapping[str, Any] | None = None,
+    max_length: int = 128,
+) -> dict[str, float]:
+    """Return the metrics of a checkpoint with a classification head, which is trained first if there are `train` rows."""
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(scratch, seed, args)
+        set_seed(seed)
+        head = {"num_labels": task.labels} if train is not None else {}
+        model = AutoModelForSequenceClassification.from_pretrained(folder, **head)
+        if model.config.num_labels != task.labels:
+            raise CompactConfigError(
+                f"The model has {model.config.num_labels} labels, but {task.name} has {task.labels}: give `train` rows."
+            )
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=None if train is None else task.encode(train, tokenizer, max_length),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        if train is not None:
+            trainer.train()
+        found = trainer.predict(task.encode(data, tokenizer, max_length))
+    return task.measure(_first(found.predictions), np.asarray(found.label_ids))
+
+
+def answer(
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    data: Rows,
+    train: Rows | None = None,
+    seed: int = 0,
+    args: Mapping[str, Any] | None = None,
+    max_length: int = 384,
+) -> dict[str, float]:
+    """Return exact_match and f1 of a checkpoint, which is trained first if there are `train` rows."""
+    task = AnswerTask(tokenizer, max_length, stride=min(128, max_length // 3))
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = training_arguments(scratch, seed, args)
+        set_seed(seed)
+        model = AutoModelForQuestionAnswering.from_pretrained(folder)
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=None if train is None else task.windows(train, with_answers=True),
+            data_collator=DataCollatorWithPadding(tokenizer),
+        )
+        if train is not None:
+            trainer.train()
+        windows = task.windows(data, with_answers=False)
+        starts, ends = span_scores(trainer, windows)
+    return task.measure(data, windows, starts, ends)
+
+
+def span_scores(trainer: Trainer, windows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores (windows, T) of being the first and the last token of the answer."""
+    inputs = [{name: value for name, value in window.items() if name not in ("row", "offsets")} for window in windows]
+    predictions = trainer.predict(inputs).predictions
+    return predictions[0], predictions[1]
+
+
+def save_beside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
+    """Save a model for other heads to load, with its tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _first(predictions: Any) -> np.ndarray:
+    return predictions[0] if isinstance(predictions, tuple) else predictions

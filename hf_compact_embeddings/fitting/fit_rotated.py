@@ -1,0 +1,100 @@
+"""Fit rotated embeddings: axes, tiers and trellis codes within a budget of bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ..modeling.errors import config_error
+from ..modeling.structure_rotated import RotatedConfig, RotatedEmbedding
+from .rotated_codes import RotatedCodes, fit_rotated_codes
+from .source import FitSource, empty_structure, fits, predicts
+
+# Powers of the token frequency for bits and for axes, with and without an output head that scores through the table.
+_POWERS = {False: (0.3, 0.75), True: (0.75, 1.0)}
+_ROUNDS = 4
+
+
+@fits(RotatedConfig)
+def fit_rotated(config: RotatedConfig, source: FitSource) -> RotatedEmbedding:
+    """Fit to a dense table."""
+    if config.metric == "sensitivity" and source.metric is None:
+        raise config_error("metric", config.metric, "it needs `texts` and a `tokenizer`")
+    rows, width = source.table.shape
+    budget = config.budget(rows, width)
+    structure = _fitted(config, source, budget)
+    if config.basis == "coded":
+        return structure
+    # The plan counts coded axes; plain ones take more, which has to come from somewhere.
+    spent = budget
+    for _ in range(_ROUNDS):
+        excess = structure.nbytes - structure.private_bytes - budget
+        if excess <= 0:
+            break
+        spent -= excess
+        if spent <= 0:
+            needed = structure.basis.nbytes if structure.basis is not None else 0
+            raise config_error("basis", config.basis, f"its {needed:,} bytes leave nothing of a budget of {budget:,}")
+        structure = _fitted(config, source, spent)
+    return structure
+
+
+@predicts(RotatedConfig)
+def predict_rotated(config: RotatedConfig, source: FitSource, ids: Tensor) -> tuple[int, Tensor]:
+    """Plan for the whole table, and code the rows `ids` only."""
+    budget = config.budget(*source.table.shape)
+    codes = _codes(config, source, budget, ids)
+    part = dataclasses.replace(config, private_rows=0, coded_rows=None)
+    structure = as_structure(codes, part, FitSource(source.table[ids]))
+    return codes.plan.num_bytes, structure.dense()
+
+
+def _fitted(config: RotatedConfig, source: FitSource, budget: int) -> RotatedEmbedding:
+    return as_structure(_codes(config, source, budget, None), config, source)
+
+
+def _codes(config: RotatedConfig, source: FitSource, budget: int, only: Tensor | None) -> RotatedCodes:
+    bits_power, axis_power = _POWERS[source.tied]
+    return fit_rotated_codes(
+        source.table,
+        budget,
+        weights=source.row_weights(bits_power if config.frequency_power is None else config.frequency_power),
+        axis_weights=source.row_weights(axis_power if config.axis_power is None else config.axis_power),
+        metric=source.metric if config.metric == "sensitivity" else None,
+        tiers=config.tiers,
+        max_window_bits=config.max_window_bits,
+        only=only,
+    )
+
+
+def as_structure(codes: RotatedCodes, config: RotatedConfig, source: FitSource) -> RotatedEmbedding:
+    """Return the structure that holds the codes."""
+    stored = dataclasses.replace(
+        config,
+        tier_rows=codes.plan.sizes,
+        tier_bytes=tuple(sum(bits) // 8 for bits in codes.plan.bits),
+        rank=len(codes.plan.basis_bits),
+        basis_bytes=sum(code.numel() for code in codes.basis_codes) if config.basis == "coded" else 0,
+    )
+    structure = empty_structure(stored, source)
+    assert isinstance(structure, RotatedEmbedding)
+    _store(structure, codes)
+    return structure
+
+
+@torch.no_grad()
+def _store(structure: RotatedEmbedding, codes: RotatedCodes) -> None:
+    rank = len(codes.plan.basis_bits)
+    bits = torch.tensor(codes.plan.bits, dtype=torch.uint8).view(len(codes.codes), rank)
+    structure.set_codes(codes.tier_of_row, list(codes.codes), bits)
+    structure.gains.copy_(codes.gains)
+    structure.means.copy_(codes.means)
+    if structure.basis is not None:
+        structure.basis.copy_(codes.basis())
+    if structure.basis_codes is not None and structure.basis_bits is not None and structure.basis_gains is not None:
+        if rank:
+            structure.basis_codes.copy_(torch.cat([code.flatten() for code in codes.basis_codes]))
+        structure.basis_bits.copy_(torch.tensor(codes.plan.basis_bits, dtype=torch.uint8))
+        structure.basis_gains.copy_(codes.basis_gains)

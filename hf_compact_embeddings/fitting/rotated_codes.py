@@ -1,0 +1,209 @@
+"""A table as trellis codes in rotated axes: fitted within a budget of bytes, any row decoded alone by gathers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from ..modeling.structure_rotated import basis_entries
+from . import trellis
+from .spectrum import covariance
+from .tiers import TierPlan, plan_tiers, row_statistics
+
+logger = logging.get_logger(__name__)
+
+_CHUNK = 8192
+_SHRINKAGE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class RotatedCodes:
+    """What stands for a table (V, D).
+
+    Attributes:
+        plan: rows, bits and basis bits.
+        tier_of_row: (V,), uint8; a row's place within its tier is how many earlier rows share the tier.
+        codes: of each tier (n_t, bytes_t), uint8.
+        gains: of each tier on each axis (T, r), 0 where the tier spends no bits.
+        means: of each tier (T, D).
+        basis_codes: of each axis (1, bytes_i), uint8.
+        basis_gains: (r,).
+        dim: D.
+        window_bits: of each tier; 0 where it has no codes.
+    """
+
+    plan: TierPlan
+    tier_of_row: Tensor
+    codes: tuple[Tensor, ...]
+    gains: Tensor
+    means: Tensor
+    basis_codes: tuple[Tensor, ...]
+    basis_gains: Tensor
+    dim: int
+    window_bits: tuple[int, ...]
+
+    def basis(self) -> Tensor:
+        """Return the basis (r, D)."""
+        return decode_basis(self.basis_codes, self.plan.basis_bits, self.basis_gains, self.dim)
+
+
+def coding_order(bits: tuple[int, ...]) -> tuple[list[int], list[int]]:
+    """Return the axes that have bits, most bits first, and their bits: the order of the code stream."""
+    axes = sorted((axis for axis, count in enumerate(bits) if count), key=lambda axis: -bits[axis])
+    return axes, [bits[axis] for axis in axes]
+
+
+def encode_basis(basis: Tensor, bits: tuple[int, ...]) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Code basis vectors (r, D) at `bits` an entry; returns the codes of each and the gains (r,)."""
+    codes: list[Tensor] = [torch.empty(0)] * len(bits)
+    gains = torch.zeros(len(bits))
+    dim = basis.shape[1]
+    for count in sorted(set(bits)):
+        mine = torch.tensor([axis for axis, other in enumerate(bits) if other == count])
+        entries = basis_entries(dim, count)
+        scale = basis[mine].square().mean(1, keepdim=True).sqrt().clamp(min=1e-30)
+        points = torch.nn.functional.pad(basis[mine] / scale, (0, entries - dim)).float()
+        window = trellis.window_bits_for(entries * count)
+        found = trellis.encode(points, [count] * entries, trellis.spread([count] * entries), window)
+        read = trellis.decode(found, [count] * entries, window)[:, :dim].double()
+        gains[mine] = ((read * basis[mine]).sum(1) / read.square().sum(1)).half().float()
+        for axis, row in zip(mine.tolist(), found, strict=True):
+            codes[axis] = row[None]
+    return tuple(codes), gains
+
+
+def decode_basis(codes: tuple[Tensor, ...], bits: tuple[int, ...], gains: Tensor, dim: int) -> Tensor:
+    """Return the basis (r, D) that `encode_basis` coded."""
+    basis = torch.empty(len(bits), dim)
+    for count in sorted(set(bits)):
+        mine = [axis for axis, other in enumerate(bits) if other == count]
+        entries = basis_entries(dim, count)
+        window = trellis.window_bits_for(entries * count)
+        stacked = torch.cat([codes[axis] for axis in mine])
+        basis[mine] = trellis.decode(stacked, [count] * entries, window)[:, :dim]
+    return basis * gains[:, None]
+
+
+def fit_rotated_codes(
+    table: Tensor,
+    max_bytes: int,
+    weights: Tensor | None = None,
+    axis_weights: Tensor | None = None,
+    metric: Tensor | None = None,
+    tiers: int = 3,
+    max_window_bits: int = 12,
+    only: Tensor | None = None,
+) -> RotatedCodes:
+    """Fit rotated trellis codes to a table (V, D) within a budget.
+
+    Args:
+        table: rows (V, D).
+        max_bytes: the budget; see `TierPlan.num_bytes` for what counts.
+        weights: how much the error of each row counts when bits are given out (V,).
+        axis_weights: how much each row counts for the axes, means and gains (V,); default: as `weights`.
+        metric: what an error costs, as a positive semi-definite matrix (D, D); default: plain distance.
+        tiers: at most this many groups of rows with rates of their own.
+        max_window_bits: log2 of the trellis states that long rows use.
+        only: sorted ids of the rows to code (n,), as part of the whole table's plan; the result then holds these rows
+            alone, except that its plan still counts all bytes.
+    """
+    weights = torch.ones(len(table)) if weights is None else weights
+    axis_weights = weights if axis_weights is None else axis_weights
+    forward, backward = _metric_roots(metric, table.shape[1])
+    mean, moment = covariance(table, axis_weights)
+    _, directions = torch.linalg.eigh(forward @ moment @ forward)
+    axes = forward @ directions.flip(1)
+    order = _by_cost(table, weights, mean, forward)
+    plan = plan_tiers(row_statistics(table, weights, order, mean, axes), max_bytes, tiers)
+    rank = len(plan.basis_bits)
+    basis_codes, basis_gains = encode_basis((directions.flip(1).T @ backward)[:rank], plan.basis_bits)
+    basis = decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1]).double()
+    analysis = forward @ torch.linalg.pinv(basis @ forward)
+    codes, gains, means, windows, sizes = [], [], [], [], []
+    tier_of_row = torch.empty(len(table), dtype=torch.uint8)
+    for tier, (ids, bits) in enumerate(zip(order.split(list(plan.sizes)), plan.bits, strict=True)):
+        ids = (ids if only is None else ids[torch.isin(ids, only)]).sort().values
+        tier_of_row[ids] = tier
+        sizes.append(len(ids))
+        tier_mean, _ = _mean_of(table, axis_weights, ids)
+        means.append(tier_mean.half().float())
+        found, tier_gains, window = _encode_tier(table, axis_weights, ids, means[-1], analysis, bits, max_window_bits)
+        codes.append(found)
+        gains.append(tier_gains)
+        windows.append(window)
+        logger.info("Tier %d: %d rows of %d bits.", tier, len(ids), sum(bits))
+    return RotatedCodes(
+        plan=dataclasses.replace(plan, sizes=tuple(sizes)),
+        tier_of_row=tier_of_row if only is None else tier_of_row[only],
+        codes=tuple(codes),
+        gains=torch.stack(gains),
+        means=torch.stack(means),
+        basis_codes=basis_codes,
+        basis_gains=basis_gains,
+        dim=table.shape[1],
+        window_bits=tuple(windows),
+    )
+
+
+def _encode_tier(
+    table: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    mean: Tensor,
+    analysis: Tensor,
+    bits: tuple[int, ...],
+    max_window_bits: int,
+) -> tuple[Tensor, Tensor, int]:
+    """Code the rows of one tier; returns codes (n, bytes), gains (r,) and the window's bits."""
+    gains = torch.zeros(len(bits))
+    axes, counts = coding_order(bits)
+    if not axes:
+        return torch.empty(len(ids), 0, dtype=torch.uint8), gains, 0
+    window = trellis.window_bits_for(sum(counts), max_window_bits)
+    weight = weights[ids].double()
+    weight = weight / weight.sum().clamp(min=1e-30)
+    columns = analysis[:, axes]
+
+    def points(start: int) -> Tensor:
+        rows = table[ids[start : start + _CHUNK]].double()
+        return (rows - mean) @ columns
+
+    starts = range(0, len(ids), _CHUNK)
+    second = sum((weight[s : s + _CHUNK] @ points(s).square() for s in starts), torch.zeros(len(axes)))
+    scale = second.sqrt().clamp(min=1e-30) * trellis.spread(counts)
+    codes = []
+    cross, power = torch.zeros(len(axes)).double(), torch.zeros(len(axes)).double()
+    for start in starts:
+        chunk, chunk_weight = points(start), weight[start : start + _CHUNK]
+        codes.append(trellis.encode(chunk.float(), counts, scale.float(), window))
+        read = trellis.decode(codes[-1], counts, window).double()
+        cross += chunk_weight @ (read * chunk)
+        power += chunk_weight @ read.square()
+    gains[axes] = (cross / power.clamp(min=1e-30)).half().float()
+    return torch.cat(codes), gains, window
+
+
+def _metric_roots(metric: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
+    """Return the square root of a metric (D, D), made positive definite, and its inverse."""
+    if metric is None:
+        return torch.eye(dim).double(), torch.eye(dim).double()
+    values, vectors = torch.linalg.eigh(metric.double())
+    values = (values.clamp(min=0.0) / values.clamp(min=0.0).mean()) + _SHRINKAGE
+    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
+
+
+def _by_cost(table: Tensor, weights: Tensor, mean: Tensor, forward: Tensor) -> Tensor:
+    """Return the rows (V,) by falling cost of leaving them at the mean."""
+    energy = torch.cat([((rows.double() - mean) @ forward).square().sum(1) for rows in table.split(_CHUNK)])
+    return (energy * weights.double()).argsort(descending=True, stable=True)
+
+
+def _mean_of(table: Tensor, weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    total = torch.zeros(table.shape[1]).double()
+    for chunk in ids.split(_CHUNK):
+        total += weights[chunk].double() @ table[chunk].double()
+    mass = weights[ids].double().sum()
+    return total / mass.clamp(min=1e-30), mass
