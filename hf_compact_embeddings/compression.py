@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -23,7 +23,7 @@ from .modeling.structure import CompactEmbedding, StructureConfig, make_config
 from .origin import origin_of
 from .planning import plan
 from .sensitivity import sensitivity_metric
-from .token_statistics import contextual_states, count_tokens
+from .token_statistics import contextual_states, token_weights
 
 
 def compress(
@@ -31,7 +31,7 @@ def compress(
     method: str | StructureConfig | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    token_counts: Tensor | None = None,
+    token_counts: Tensor | Literal["tokenizer"] | None = None,
     texts: Iterable[str] | None = None,
     auto_class: Any = None,
     seed: int = 0,
@@ -45,7 +45,8 @@ def compress(
         method: a method's name, with its options as keywords; or a configuration; or None, to let `plan()` choose
             within `ratio=`, `max_bytes=` or `bits_per_weight=`.
         tokenizer: the model's tokenizer. Its special tokens are kept as exact rows.
-        token_counts: how often each token occurs (V,); frequent rows are then fitted more closely.
+        token_counts: how often each token occurs (V,); frequent rows are then fitted more closely. "tokenizer":
+            as far as the tokenizer itself tells, by its scores or by the order of its merges or vocabulary.
         texts: texts to count tokens in instead, and to read contextual states from where a method asks.
         auto_class: the Auto class to load a Hub id or folder with; by default the class that its
             configuration names.
@@ -64,9 +65,7 @@ def compress(
     texts = _reusable(texts)
     if texts is not None and tokenizer is None:
         raise CompactConfigError("`tokenizer` is missing: `texts` cannot be read without it.")
-    counts = None if token_counts is None else torch.as_tensor(token_counts)
-    if counts is None and texts is not None and tokenizer is not None:
-        counts = count_tokens(texts, tokenizer, table.module.num_embeddings)
+    counts = token_weights(token_counts, texts, tokenizer, table.module.num_embeddings)
     if config is None:
         config = plan(model, tokenizer=tokenizer, token_counts=counts, seed=seed, **options)[0].config
     features = None

@@ -23,10 +23,11 @@ _DIRECTIONS = 3
 def sensitivity_metric(
     texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0
 ) -> Tensor:
-    """Return the mean outer product (D, D) of the output's gradients for the embedded tokens, float64.
+    """Return the square root (D, D) of the mean outer product of the output's gradients for embedded tokens, float64.
 
     The output is the direction of the mean last hidden state. Its gradients along random directions stand for the
-    whole Jacobian, so errors along the large axes of the result are those that the output shows.
+    whole Jacobian, so errors along the large axes of the result are those that the output shows. Of the product itself
+    a fit would leave out too much: errors are not as small as gradients assume.
     """
     generator = torch.Generator().manual_seed(seed)
     encoder, table = base_encoder(model), model.get_input_embeddings()
@@ -55,4 +56,5 @@ def sensitivity_metric(
         model.train(training)
     if not tokens:
         raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
-    return total / tokens
+    variances, axes = torch.linalg.eigh(total / tokens)
+    return (axes * variances.clamp(min=0.0).sqrt()) @ axes.T

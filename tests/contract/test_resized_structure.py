@@ -8,9 +8,7 @@ import torch
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 from hf_compact_embeddings.modeling.structure import CompactEmbedding, config_from_dict, structure_class_of
 
-from ..cases import EXTRAS, Case, build_structure, for_all
-
-with_extras = pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS.keys())
+from ..cases import EXTRAS, Case, build_structure, for_all, for_all_with_extras
 
 
 def rebuilt(structure: CompactEmbedding) -> CompactEmbedding:
@@ -32,9 +30,8 @@ def assert_consistent(structure: CompactEmbedding, wanted: torch.Tensor) -> None
     assert torch.equal(rebuilt(structure).dense(), structure.dense())
 
 
-@for_all("resize", "project", "dense")
-@with_extras
-@pytest.mark.parametrize("rows", [59, 40, 8, 1])
+@for_all_with_extras("resize", "project", "dense")
+@pytest.mark.parametrize("rows", [59, 8, 1])
 def test_shrinking_drops_the_last_rows(case: Case, extras: dict, rows: int) -> None:
     structure = build_structure(case, **extras)
     before, bytes_before = structure.dense().detach(), structure.nbytes
@@ -43,8 +40,7 @@ def test_shrinking_drops_the_last_rows(case: Case, extras: dict, rows: int) -> N
     assert structure.nbytes <= bytes_before
 
 
-@for_all("resize", "project", "dense")
-@with_extras
+@for_all_with_extras("resize", "project", "dense")
 def test_growing_adds_the_mean_row(case: Case, extras: dict) -> None:
     structure = build_structure(case, **extras)
     before = structure.dense().detach()
@@ -54,8 +50,7 @@ def test_growing_adds_the_mean_row(case: Case, extras: dict) -> None:
     assert_consistent(structure, torch.cat([before, added]))
 
 
-@for_all("resize", "project", "dense")
-@with_extras
+@for_all_with_extras("resize", "project", "dense")
 def test_growing_stores_given_rows_exactly(case: Case, extras: dict) -> None:
     structure = build_structure(case, **extras)
     before, rows = structure.dense().detach(), torch.randn(4, 24)
@@ -63,8 +58,7 @@ def test_growing_stores_given_rows_exactly(case: Case, extras: dict) -> None:
     assert_consistent(structure, torch.cat([before, rows]))
 
 
-@for_all("resize", "project", "dense")
-@with_extras
+@for_all_with_extras("resize", "project", "dense")
 def test_down_and_up_again(case: Case, extras: dict) -> None:
     structure = build_structure(case, **extras)
     before, rows = structure.dense().detach(), torch.randn(10, 24)

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelF
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.modeling.auto_classes import heads_of
 
-from ..cases import Case, compress_tiny, for_all, for_each_method, for_pairs
+from ..cases import Case, compress_tiny, for_each_method, for_pairs
 from ..tiny_models import tiny_inputs
 from ..tools import PACKAGE, assert_same_outputs, assert_same_state, storages
 
@@ -58,8 +58,7 @@ def test_the_file_holds_what_nbytes_counts(architecture: str, case: Case, tmp_pa
         assert file.metadata()["format"] == "pt"
 
 
-@for_all("project")
-@pytest.mark.parametrize("architecture", ["bert", "t5", "gemma3_text"])
+@for_pairs("project", architectures=["bert", "t5", "gemma3_text"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_comes_back_bit_by_bit(
     architecture: str, dtype: torch.dtype, case: Case, tmp_path: Path

@@ -18,10 +18,9 @@ from hf_compact_embeddings.modeling.structure import (
     structure_class_of,
 )
 
-from ..cases import ABILITIES, EXTRAS, TINY_CASES, Case, all_cases, build_structure, for_all
+from ..cases import ABILITIES, TINY_CASES, Case, all_cases, build_structure, for_all, for_all_with_extras
 from ..tools import LargestTensor, assert_same_state
 
-with_extras = pytest.mark.parametrize("extras", EXTRAS.values(), ids=EXTRAS.keys())
 IDS = torch.tensor([[0, 3, 7, 31], [59, 59, 1, 3]])
 
 
@@ -66,8 +65,7 @@ def test_a_resolved_config_stays_as_it_is(case: Case) -> None:
     assert resolved.coded_rows == 60
 
 
-@for_all("dense")
-@with_extras
+@for_all_with_extras("dense")
 def test_rows_are_those_of_the_dense_table(case: Case, extras: dict) -> None:
     structure = build_structure(case, **extras)
     dense = structure.dense()
@@ -80,8 +78,7 @@ def test_rows_are_those_of_the_dense_table(case: Case, extras: dict) -> None:
     torch.testing.assert_close(torch.cat(list(structure.dense_chunks(7))), dense)
 
 
-@for_all("project", "dense")
-@with_extras
+@for_all_with_extras("project", "dense")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_scores_are_products_with_the_dense_table(case: Case, extras: dict, dtype: torch.dtype) -> None:
     structure = build_structure(case, **extras).to(dtype)
@@ -112,8 +109,7 @@ def test_scores_are_summed_in_float32(case: Case) -> None:
         assert structure.project(hidden)[0, 0] == torch.tensor(2071.0, dtype=torch.float16)
 
 
-@for_all("project")
-@with_extras
+@for_all_with_extras("project")
 def test_only_look_ups_are_scaled(case: Case, extras: dict) -> None:
     structure = build_structure(case, **{**extras, "scale": 4.0})
     hidden = torch.randn(3, 24)
@@ -140,8 +136,7 @@ def test_private_rows_are_exact(case: Case) -> None:
     assert torch.equal(structure.dense()[[0, 7, 59]], table[[0, 7, 59]].to(stored).float())
 
 
-@for_all()
-@with_extras
+@for_all_with_extras()
 def test_weight_has_a_shape_and_no_values(case: Case, extras: dict) -> None:
     structure = build_structure(case, **extras)
     weight = structure.weight
@@ -153,8 +148,7 @@ def test_weight_has_a_shape_and_no_values(case: Case, extras: dict) -> None:
     assert not structure.requires_grad_(False).weight.requires_grad
 
 
-@for_all()
-@with_extras
+@for_all_with_extras()
 def test_tensors_are_floats_to_train_or_stored_bytes(case: Case, extras: dict) -> None:
     structure = build_structure(case, **extras)
     assert all(parameter.is_floating_point() for parameter in structure.parameters())
@@ -170,8 +164,7 @@ def test_tensors_are_floats_to_train_or_stored_bytes(case: Case, extras: dict) -
     assert structure.half().nbytes == counted, "what is stored does not depend on the dtype in memory"
 
 
-@for_all()
-@with_extras
+@for_all_with_extras()
 def test_a_structure_is_built_on_the_meta_device(case: Case, extras: dict) -> None:
     full = build_structure(case, **extras)
     with torch.device("meta"), LargestTensor() as largest:
@@ -187,8 +180,7 @@ def test_a_structure_is_built_on_the_meta_device(case: Case, extras: dict) -> No
     assert torch.equal(empty(IDS), full(IDS))
 
 
-@for_all()
-@with_extras
+@for_all_with_extras()
 def test_stored_values_survive_their_storage_dtype(case: Case, extras: dict) -> None:
     structure = build_structure(case, **extras)
     for name, tensor in structure.named_parameters():
@@ -199,8 +191,7 @@ def test_stored_values_survive_their_storage_dtype(case: Case, extras: dict) -> 
         assert torch.equal(tensor, tensor.to(structure.stored_dtype(name)).float()), name
 
 
-@for_all("project", "dense")
-@with_extras
+@for_all_with_extras("project", "dense")
 def test_gradients_are_those_of_the_dense_table(case: Case, extras: dict) -> None:
     structure = build_structure(case, **extras).double()
     hidden = torch.randn(5, 24, dtype=torch.float64, requires_grad=True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 
-from ..cases import Case, compress_tiny, for_all, for_each_method, for_pairs
+from ..cases import Case, compress_tiny, for_each_method, for_pairs
 from ..tiny_models import tiny_inputs
 from ..tools import assert_same_state
 
@@ -47,7 +47,7 @@ def classifier(case: Case, **options: Any) -> PreTrainedModel:
     return compact
 
 
-@for_all("project")
+@for_each_method("project")
 def test_trainer_moves_the_table_and_keeps_the_codes(case: Case, tmp_path: Path) -> None:
     model = classifier(case)
     before = copy.deepcopy(model.state_dict())
