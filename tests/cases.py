@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -104,12 +105,20 @@ def for_pairs(*abilities: str, architectures: Sequence[str] = tuple(ARCHITECTURE
     return pytest.mark.parametrize(("architecture", "case"), parameters)
 
 
+# Fits are made once: what differs from test to test is what is done with them.
+_COMPRESSED: dict[tuple[str | None, ...], PreTrainedModel] = {}
+_FITTED: dict[tuple[str, str], CompactEmbedding] = {}
+
+
 def compress_tiny(
     architecture: str, case: Case, head: str | None = None, **options: Any
 ) -> tuple[PreTrainedModel, PreTrainedModel]:
     """Return a tiny model and its compact copy; further options go to compress()."""
     model = tiny_model(architecture, head)
-    return model, hce.compress(model, case.method, **{**case.options, **options})
+    key = (architecture, str(case), head, repr(options))
+    if key not in _COMPRESSED:
+        _COMPRESSED[key] = hce.compress(model, case.method, **{**case.options, **options})
+    return model, copy.deepcopy(_COMPRESSED[key])
 
 
 def build_structure(
@@ -128,14 +137,12 @@ def build_structure(
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(rows, width, generator=generator)
     config = case.config(private_rows=len(private), mask_padding=mask_padding, **options)
-    source = FitSource(
-        table,
-        private_ids=torch.tensor(private, dtype=torch.int64),
-        padding_idx=padding_idx,
-        scale=scale,
-        seed=seed,
-    )
-    structure = fit_structure(config, source)
+    ids = torch.tensor(private, dtype=torch.int64)
+    source = FitSource(table, private_ids=ids, padding_idx=padding_idx, scale=scale, seed=seed)
+    key = (str(case), repr((rows, width, private, padding_idx, mask_padding, scale, seed, options)))
+    if key not in _FITTED:
+        _FITTED[key] = fit_structure(config, source)
+    structure = copy.deepcopy(_FITTED[key])
     return structure.resized(rows + added, torch.randn(added, width, generator=generator)) if added else structure
 
 

@@ -11,25 +11,31 @@ _DISTANCES_PER_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
 _VALUES_PER_CHUNK = 1 << 22
 # Beyond this many rows for each centroid, a sample gives the same centroids in less time.
 _SAMPLES_PER_CENTROID = 128
+# Problems are solved some at a time, so that their samples stay small: 2^23 float32 values are 32 MB.
+_SAMPLE_VALUES = 1 << 23
 # A round that improves the error by less than this share is the last.
 _TOLERANCE = 5e-4
 
 
-def assign(points: Tensor, centroids: Tensor, progress: tqdm | None = None) -> tuple[Tensor, Tensor]:
+def assign(
+    points: Tensor, centroids: Tensor, progress: tqdm | None = None, with_distances: bool = True
+) -> tuple[Tensor, Tensor]:
     """Find the nearest centroid of every point, problem by problem.
 
     Args:
         points: (V, P, d), the P problems side by side.
         centroids: (P, n, d).
-        progress: advanced by the rows done.
+        progress: advanced by the points done.
+        with_distances: whether the distances are wanted; for many points they take as much as the indices.
 
     Returns:
-        The indices (V, P) as int64 and the squared distances (V, P).
+        The indices (V, P), of a type no wider than needed, and the squared distances (V, P), or none (0, P).
     """
     rows, problems, _ = points.shape
     entries = centroids.shape[1]
-    indices = torch.empty(rows, problems, dtype=torch.int64, device=centroids.device)
-    distances = torch.empty(rows, problems, device=centroids.device)
+    dtype = torch.uint8 if entries <= 256 else torch.int32
+    indices = torch.empty(rows, problems, dtype=dtype, device=centroids.device)
+    distances = torch.empty(rows if with_distances else 0, problems, device=centroids.device)
     half_norms = centroids.square().sum(-1).unsqueeze(1) / 2
     transposed = centroids.transpose(1, 2).contiguous()
     budget = _DISTANCES_PER_CHUNK.get(centroids.device.type, _DISTANCES_PER_CHUNK["cuda"])
@@ -43,9 +49,10 @@ def assign(points: Tensor, centroids: Tensor, progress: tqdm | None = None) -> t
         torch.baddbmm(half_norms, chunk, transposed, alpha=-1.0, out=score)
         best, index = score.min(dim=-1)
         indices[start : start + step] = index.T
-        distances[start : start + step] = (2 * best + chunk.square().sum(-1)).clamp_(min=0.0).T
+        if with_distances:
+            distances[start : start + step] = (2 * best + chunk.square().sum(-1)).clamp_(min=0.0).T
         if progress is not None:
-            progress.update(chunk.shape[1])
+            progress.update(chunk.shape[1] * problems)
     return indices, distances
 
 
@@ -89,23 +96,44 @@ def kmeans(
     Returns:
         The centroids (P, n, d) and the nearest one of each point (V, P).
     """
+    rows, problems, width = points.shape
+    group = max(1, _SAMPLE_VALUES // (min(rows, entries * _SAMPLES_PER_CENTROID) * width))
+    total = (iterations + 1) * rows * problems
+    with tqdm(total=total, desc=description, unit="point", unit_scale=True, leave=False, delay=1.0) as progress:
+        found = [
+            _cluster(part, entries, weights, generator, iterations, device, progress)
+            for part in points.split(group, dim=1)
+        ]
+    return torch.cat([centroids for centroids, _ in found]), torch.cat([indices for _, indices in found], dim=1)
+
+
+def _cluster(
+    points: Tensor,
+    entries: int,
+    weights: Tensor | None,
+    generator: torch.Generator,
+    iterations: int,
+    device: torch.device,
+    progress: tqdm,
+) -> tuple[Tensor, Tensor]:
+    """Cluster the problems of a group, which share a sample."""
     sample, sample_weights = _sample(points, entries, weights, generator)
     sample = sample.to(device=device, dtype=torch.float32)
     sample_weights = None if sample_weights is None else sample_weights.to(device)
     centroids = _start(sample, entries, sample_weights, generator)
     previous = torch.inf
-    total = iterations * len(sample) + len(points)
-    with tqdm(total=total, desc=description, unit="row", unit_scale=True, leave=False, delay=1.0) as progress:
-        for _ in range(iterations):
-            indices, distances = assign(sample, centroids, progress)
-            error = float(_weighted(distances, sample_weights).sum())
-            if error >= previous * (1 - _TOLERANCE):
-                break
-            previous = error
-            centroids, mass = centroid_means(sample, indices, entries, sample_weights)
-            _refill(centroids, mass, sample, _weighted(distances, sample_weights))
-        progress.total = progress.n + len(points)
-        indices, _ = assign(points, centroids, progress)
+    for done in range(iterations):
+        indices, distances = assign(sample, centroids, progress)
+        error = float(_weighted(distances, sample_weights).sum())
+        if error >= previous * (1 - _TOLERANCE):
+            break
+        previous = error
+        centroids, mass = centroid_means(sample, indices, entries, sample_weights)
+        _refill(centroids, mass, sample, _weighted(distances, sample_weights))
+    # What a sample and an early end have saved.
+    progress.total -= (iterations * len(points) - (done + 1) * len(sample)) * points.shape[1]
+    del sample, sample_weights
+    indices, _ = assign(points, centroids, progress, with_distances=False)
     return centroids, indices
 
 

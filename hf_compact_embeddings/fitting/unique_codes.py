@@ -29,7 +29,7 @@ def make_unique(codes: Tensor, distances: Sequence[Callable[[Tensor], Tensor]], 
             f"`unique_codes` needs {rows:,} different tuples, but {digits} subspaces of {entries} rows "
             f"give only {entries**digits:,}."
         )
-    codes = codes.cpu().clone()
+    codes = codes.cpu().to(torch.int64, copy=True)
     _, group, group_size = torch.unique(codes, dim=0, return_inverse=True, return_counts=True)
     first = torch.full((len(group_size),), rows, dtype=torch.int64)
     first.scatter_reduce_(0, group, torch.arange(rows), reduce="amin")

@@ -36,7 +36,7 @@ def test_points_go_to_the_nearest_centroid(rows: int, problems: int, width: int,
     assert indices.shape == distances.shape == (rows, problems)
     torch.testing.assert_close(distances.T, every.amin(-1), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(
-        every.gather(2, indices.T.unsqueeze(-1)).squeeze(-1), every.amin(-1), atol=1e-4, rtol=1e-4
+        every.gather(2, indices.T.long().unsqueeze(-1)).squeeze(-1), every.amin(-1), atol=1e-4, rtol=1e-4
     )
 
 
