@@ -82,7 +82,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
 class Selection(TrainerCallback):
     """Scores the model on validation pairs from time to time, and keeps the best one, as it would be saved."""
 
-    def __init__(self, compact: PreTrainedModel, tokenizer: Any, pairs: list[dict[str, Any]], folder: Path, every: int):
+    def __init__(
+        self, compact: PreTrainedModel, tokenizer: Any, pairs: list[dict[str, Any]], folder: Path, every: int
+    ) -> None:
         """Go on with what an earlier run has noted."""
         self.compact, self.tokenizer, self.pairs = compact, tokenizer, pairs
         self.folder, self.every = folder, every

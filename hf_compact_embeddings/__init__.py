@@ -6,6 +6,9 @@ attributes of the package: `from hf_compact_embeddings import CompactBertForSequ
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from .version import __version__, require_supported_transformers
 
 require_supported_transformers()
@@ -13,6 +16,7 @@ require_supported_transformers()
 from . import registration  # noqa: E402
 from .compression import compress, decompress  # noqa: E402
 from .evaluation.report import Report, inspect  # noqa: E402
+from .evaluation.tasks import Evaluation, evaluate  # noqa: E402
 from .hub import HubError, TaskResult, push_to_hub  # noqa: E402
 from .modeling import modeling_compact  # noqa: E402
 from .modeling.errors import (  # noqa: E402
@@ -33,6 +37,7 @@ __all__ = [
     "CompactEmbedding",
     "CompactEmbeddingsError",
     "CompactHashTokenizer",
+    "Evaluation",
     "HubError",
     "Plan",
     "Report",
@@ -42,6 +47,7 @@ __all__ = [
     "__version__",
     "compress",
     "decompress",
+    "evaluate",
     "inspect",
     "methods",
     "plan",
@@ -50,15 +56,19 @@ __all__ = [
 
 # Each method's configuration class is a public name: SubspaceConfig and its like.
 _METHOD_CONFIGS = {config_class.__name__: config_class for config_class in config_classes()}
+# Public names whose modules import Trainer, which takes seconds.
+_TRAINING = {"calibrate": "calibration", "CalibrationError": "trainer"}
 
 
-def __getattr__(name: str) -> type:
+def __getattr__(name: str) -> Any:
     if name in _METHOD_CONFIGS:
         return _METHOD_CONFIGS[name]
+    if name in _TRAINING:
+        return getattr(importlib.import_module(f"{__name__}.training.{_TRAINING[name]}"), name)
     if name.startswith(modeling_compact.PREFIX):
         return getattr(modeling_compact, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_METHOD_CONFIGS, *registration.compact_class_names()})
+    return sorted({*globals(), *_METHOD_CONFIGS, *_TRAINING, *registration.compact_class_names()})

@@ -11,9 +11,9 @@ from transformers.utils import logging
 
 from ..modeling.errors import CompactEmbeddingsError
 from ..version import __version__
-from . import compress, demo, inspect, methods, plan, push
+from . import calibrate, compress, demo, evaluate, inspect, methods, plan, push
 
-_VERBS = (methods, plan, compress, inspect, push, demo)
+_VERBS = (methods, plan, compress, inspect, calibrate, evaluate, push, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:

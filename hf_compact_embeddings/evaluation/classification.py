@@ -59,7 +59,9 @@ class ClassificationTask:
         try:
             number = float(value)
         except (TypeError, ValueError):
-            raise CompactConfigError(f"`data` has the label {value!r} in row {index}, but it must be a number.") from None
+            raise CompactConfigError(
+                f"`data` has the label {value!r} in row {index}, but it must be a number."
+            ) from None
         if self.labels == 1:
             return number
         if number not in range(self.labels):

@@ -14,6 +14,7 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainingArguments,
     set_seed,
@@ -50,7 +51,7 @@ def classify(
     args: Mapping[str, Any] | None = None,
     max_length: int = 128,
 ) -> dict[str, float]:
-    """Return the metrics of a checkpoint with a classification head, which is trained first if there are `train` rows."""
+    """Return the metrics of a checkpoint with a classification head, trained first if there are `train` rows."""
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(scratch, seed, args)
         set_seed(seed)
@@ -66,6 +67,7 @@ def classify(
             train_dataset=None if train is None else task.encode(train, tokenizer, max_length),
             data_collator=DataCollatorWithPadding(tokenizer),
         )
+        trainer.remove_callback(PrinterCallback)
         if train is not None:
             trainer.train()
         found = trainer.predict(task.encode(data, tokenizer, max_length))
@@ -93,6 +95,7 @@ def answer(
             train_dataset=None if train is None else task.windows(train, with_answers=True),
             data_collator=DataCollatorWithPadding(tokenizer),
         )
+        trainer.remove_callback(PrinterCallback)
         if train is not None:
             trainer.train()
         windows = task.windows(data, with_answers=False)

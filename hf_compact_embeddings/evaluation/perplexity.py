@@ -81,7 +81,7 @@ def perplexity(
         texts: running text, a line each.
         seed: of the choice of masked tokens, so that models are compared on the same ones.
     """
-    pieces = text_pieces(texts, tokenizer)
+    pieces = text_pieces(texts, tokenizer, min(_PIECE_LENGTH, tokenizer.model_max_length))
     masked = "ForMaskedLM" in type(model).__name__
     if masked and tokenizer.mask_token_id is None:
         raise CompactConfigError("`tokenizer` has no mask token, which masked-LM perplexity needs.")

@@ -121,8 +121,9 @@ def _cluster(
     sample = sample.to(device=device, dtype=torch.float32)
     sample_weights = None if sample_weights is None else sample_weights.to(device)
     centroids = _start(sample, entries, sample_weights, generator)
-    previous = torch.inf
-    for done in range(iterations):
+    previous, spared = torch.inf, iterations * len(points)
+    for _ in range(iterations):
+        spared -= len(sample)
         indices, distances = assign(sample, centroids, progress)
         error = float(_weighted(distances, sample_weights).sum())
         if error >= previous * (1 - _TOLERANCE):
@@ -131,7 +132,7 @@ def _cluster(
         centroids, mass = centroid_means(sample, indices, entries, sample_weights)
         _refill(centroids, mass, sample, _weighted(distances, sample_weights))
     # What a sample and an early end have saved.
-    progress.total -= (iterations * len(points) - (done + 1) * len(sample)) * points.shape[1]
+    progress.total -= spared * points.shape[1]
     del sample, sample_weights
     indices, _ = assign(points, centroids, progress, with_distances=False)
     return centroids, indices

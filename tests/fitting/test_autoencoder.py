@@ -83,6 +83,16 @@ def test_gradients_of_decoder_and_codes_are_those_of_autograd(options):
     torch.testing.assert_close(cosines, torch.ones(50), atol=1e-4, rtol=0)
 
 
+def test_the_derivative_of_a_curved_decoder_is_that_of_autograd():
+    trainer = module._Trainer(clustered_table(50), 4, dataclasses.replace(SHORT, hidden_width=7), None, seed=0)
+    trainer.start(None)
+    trainer.decoder[4] += torch.randn(7, 32, generator=torch.Generator().manual_seed(2))
+    change = torch.randn(50, 4, generator=torch.Generator().manual_seed(3))
+    _, expected = torch.autograd.functional.jvp(lambda codes: trainer._decode(codes)[0], trainer.codes, change)
+    _, activation = trainer._decode(trainer.codes)
+    torch.testing.assert_close(trainer._derivative(change, activation), expected, atol=1e-5, rtol=1e-4)
+
+
 def test_the_paper_preset_takes_the_steps_of_modules_and_autograd():
     table, epochs = clustered_table(200), 6
     trainer = module._Trainer(table, 6, PAPER_PRESET, None, seed=0)
