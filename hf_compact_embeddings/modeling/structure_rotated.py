@@ -183,9 +183,10 @@ class RotatedEmbedding(CompactEmbedding):
 
     def layout(self) -> _Layout:
         """Return the layout; read once, and again when the stored tables have changed."""
-        tags = self.tier_tags
-        key = (self.axis_bits, self.axis_bits._version, tags, None if tags is None else tags._version)
-        if self._layout is None or any(a is not b and a != b for a, b in zip(self._layout[0], key, strict=True)):  # type: ignore[call-overload]
+        if self._layout is not None and torch.compiler.is_compiling():
+            return self._layout[1]
+        key = (self.coded_rows, *_state_of(self.axis_bits), *_state_of(self.tier_tags))
+        if self._layout is None or self._layout[0] != key:
             self._layout = (key, self._read_layout())
         return self._layout[1]
 
@@ -242,8 +243,8 @@ class RotatedEmbedding(CompactEmbedding):
         if self.basis is not None:
             return self.basis
         assert self.basis_gains is not None and self.basis_codes is not None and self.basis_bits is not None
-        key = (self.basis_codes, self.basis_codes._version)
-        if self._basis_values is None or self._basis_values[0][0] is not key[0] or self._basis_values[0][1] != key[1]:  # type: ignore[index]
+        key = _state_of(self.basis_codes)
+        if self._basis_values is None or not torch.compiler.is_compiling() and self._basis_values[0] != key:
             self._basis_values = (key, self._read_basis())
         return self._basis_values[1].to(self.basis_gains) * self.basis_gains.unsqueeze(-1)
 
@@ -330,6 +331,11 @@ class RotatedEmbedding(CompactEmbedding):
         sizes = [basis_entries(self.embedding_dim, bits) * bits // 8 for bits in layout.basis_bits]
         if sum(sizes) != config.basis_bytes:
             raise CheckpointError(f"`basis_bits` adds up to {sum(sizes)} bytes, `basis_bytes` is {config.basis_bytes}.")
+
+
+def _state_of(tensor: Tensor | None) -> tuple[int, int, torch.device] | tuple[()]:
+    """Return what changes when a stored table is written, replaced or moved."""
+    return () if tensor is None else (id(tensor), tensor._version, tensor.device)
 
 
 def basis_entries(width: int, bits: int) -> int:
