@@ -14,7 +14,7 @@ _SAMPLES_PER_CENTROID = 128
 # Problems are solved some at a time, so that their samples stay small: 2^23 float32 values are 32 MB.
 _SAMPLE_VALUES = 1 << 23
 # A round that improves the error by less than this share is the last.
-_TOLERANCE = 5e-4
+_TOLERANCE = 1e-4
 
 
 def assign(
