@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from ..modeling.errors import CompactConfigError
+from ..training.mean_loss import MeanLossTrainer
 from .answers import AnswerTask
 from .classification import ClassificationTask
 from .data import Rows
@@ -61,7 +62,7 @@ def classify(
             raise CompactConfigError(
                 f"The model has {model.config.num_labels} labels, but {task.name} has {task.labels}: give `train` rows."
             )
-        trainer = Trainer(
+        trainer = MeanLossTrainer(
             model=model,
             args=arguments,
             train_dataset=None if train is None else task.encode(train, tokenizer, max_length),
@@ -89,7 +90,7 @@ def answer(
         arguments = training_arguments(scratch, seed, args)
         set_seed(seed)
         model = AutoModelForQuestionAnswering.from_pretrained(folder)
-        trainer = Trainer(
+        trainer = MeanLossTrainer(
             model=model,
             args=arguments,
             train_dataset=None if train is None else task.windows(train, with_answers=True),

@@ -42,7 +42,7 @@ class SubspaceConfig(StructureConfig):
     num_subspaces: int = 8
     codebook_size: int | None = None
     assignment: str = "cluster"
-    frequency_power: float = 0.75
+    frequency_power: float = 0.5
     features: str = "table"
     unique_codes: bool = False
     iterations: int = 25

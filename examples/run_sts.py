@@ -1,0 +1,100 @@
+"""Measure a dense or compact sentence encoder on the STS benchmark, or train it for the cosines of sentence pairs.
+
+    python examples/run_sts.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 --compact_ratio 100 \
+        --do_predict --output_dir sts-compact
+
+Rows have the columns sentence1, sentence2 and score (0 to 5). Sentence vectors are mean-pooled.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AutoModel, HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+import hf_compact_embeddings  # noqa: F401
+from hf_compact_embeddings.evaluation.data import require_columns
+from hf_compact_embeddings.evaluation.sts import sts_spearman
+from hf_compact_embeddings.training.losses import pool
+from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
+from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
+
+_COLUMNS = ("sentence1", "sentence2", "score")
+
+
+@dataclasses.dataclass
+class PairArguments(DataArguments):
+    """The data, and the range of its scores."""
+
+    highest_score: float = dataclasses.field(default=5.0, metadata={"help": "the score of pairs that mean the same"})
+
+
+@dataclasses.dataclass
+class PairCollator:
+    """Tokenises pairs: all first sentences, then all second ones."""
+
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    highest_score: float
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Return a batch of twice as many sentences as rows."""
+        sentences = [row[column] for column in _COLUMNS[:2] for row in rows]
+        batch = self.tokenizer(
+            sentences, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        scores = torch.tensor([float(row["score"]) / self.highest_score for row in rows])
+        return {**batch, "labels": scores}
+
+
+class CosineTrainer(MeanLossTrainer):
+    """Trains cosines to be the scores."""
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Return the squared error of the cosines."""
+        scores = inputs.pop("labels")
+        outputs = model(**inputs)
+        first, second = pool(outputs.last_hidden_state, inputs["attention_mask"]).chunk(2)
+        loss = (torch.cosine_similarity(first, second, dim=-1) - scores).square().mean()
+        return (loss, outputs) if return_outputs else loss
+
+
+def main() -> None:
+    """Train, measure, predict."""
+    parser = HfArgumentParser((ModelArguments, PairArguments, TrainingArguments))
+    models, data, arguments = parser.parse_args_into_dataclasses()
+    set_seed(arguments.seed)
+    if data.train_file is None and data.validation_file is None and data.test_file is None and not data.dataset_name:
+        data.dataset_name = "sentence-transformers/stsb"
+    # Rows are tokenised by the collator.
+    arguments.remove_unused_columns = False
+    model, tokenizer = models.load(AutoModel, arguments.seed)
+    train = data.rows("train") if arguments.do_train else None
+    if train is not None:
+        require_columns(train, _COLUMNS)
+    trainer = CosineTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        data_collator=PairCollator(tokenizer, data.max_seq_length, data.highest_score),
+        processing_class=tokenizer,
+    )
+    run_stages(
+        trainer,
+        arguments,
+        lambda split: {"spearmanr": sts_spearman(trainer.accelerator.unwrap_model(model), tokenizer, data.rows(split))},
+        tasks="sentence-similarity",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Fine-tune a dense or compact multilingual model on XNLI, or on files in its layout.
+
+    python examples/run_xnli.py --model_name_or_path FacebookAI/xlm-roberta-base --compact_ratio 100 \
+        --train_language en --language sw --do_train --do_eval --output_dir xnli-compact
+
+Rows have the columns premise, hypothesis and label (0 entailment, 1 neutral, 2 contradiction). Where they have a column
+`language` too, rows are chosen by it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from transformers import (
+    AutoModelForSequenceClassification,
+    DataCollatorWithPadding,
+    EvalPrediction,
+    HfArgumentParser,
+    TrainingArguments,
+    set_seed,
+)
+
+from hf_compact_embeddings import CompactConfigError
+from hf_compact_embeddings.evaluation.classification import XNLI
+from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
+from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
+
+
+@dataclasses.dataclass
+class XnliArguments(DataArguments):
+    """The data, and which languages of it."""
+
+    language: str | None = dataclasses.field(default=None, metadata={"help": "language to measure on"})
+    train_language: str | None = dataclasses.field(default=None, metadata={"help": "language to train on"})
+
+    def chosen(self, split: str) -> list[dict]:
+        """Return the rows of a split in its language."""
+        language = (self.train_language or self.language) if split == "train" else self.language
+        if self.dataset_name is not None:
+            self.dataset_config_name = language or "en"
+        rows = self.rows(split)
+        if language is None or "language" not in rows[0]:
+            return rows
+        kept = [row for row in rows if row["language"] == language]
+        if not kept:
+            there = ", ".join(sorted({row["language"] for row in rows}))
+            raise CompactConfigError(f"`--language` is {language!r}, but the data has {there}.")
+        return kept
+
+
+def main() -> None:
+    """Train, measure, predict."""
+    parser = HfArgumentParser((ModelArguments, XnliArguments, TrainingArguments))
+    models, data, arguments = parser.parse_args_into_dataclasses()
+    set_seed(arguments.seed)
+    if data.train_file is None and data.validation_file is None and data.dataset_name is None:
+        data.dataset_name = XNLI.dataset
+    model, tokenizer = models.load(AutoModelForSequenceClassification, arguments.seed, num_labels=XNLI.labels)
+    limit = min(data.max_seq_length, tokenizer.model_max_length)
+
+    def encoded(split: str) -> list[dict]:
+        return XNLI.encode(data.chosen(split), tokenizer, limit)
+
+    def metrics(found: EvalPrediction) -> dict[str, float]:
+        logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
+        return XNLI.measure(np.asarray(logits), np.asarray(found.label_ids), scripts=True)
+
+    trainer = MeanLossTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=encoded("train") if arguments.do_train else None,
+        eval_dataset=encoded("validation") if arguments.do_eval else None,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=metrics,
+    )
+    run_stages(
+        trainer,
+        arguments,
+        lambda split: trainer.evaluate(None if split == "validation" else encoded(split)),
+        tasks="text-classification",
+        dataset="XNLI",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Train a compact checkpoint to say what its original says, on unlabelled text."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..checkpoints import load_compact, load_tokenizer, require_free_folder, write_checkpoint
+from ..modeling.errors import CompactConfigError
+from .compress import parse_setting
+from .outcome import Outcome
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's arguments."""
+    parser.add_argument("model", help="Hub id or folder of a compact model")
+    parser.add_argument("--teacher", metavar="MODEL", help="Hub id or folder of the original; without it, plain MLM")
+    parser.add_argument("--texts", required=True, help="text file, JSON lines, or Hub data set (streamed)")
+    parser.add_argument("--texts-config", metavar="NAME", help="configuration of a Hub data set")
+    parser.add_argument("--texts-split", default="train", metavar="NAME", help="split of a Hub data set")
+    parser.add_argument("--texts-column", default="text", metavar="NAME", help="where rows have their text")
+    parser.add_argument("--output", required=True, help="folder to write; must be absent or empty")
+    parser.add_argument("--trains", default="tables", help="tables (default), tables+norm, or all")
+    parser.add_argument(
+        "--loss",
+        dest="losses",
+        action="append",
+        default=[],
+        metavar="NAME=WEIGHT",
+        help="states, all_states, sentence, relations, logits, labels; by default what suits the model",
+    )
+    parser.add_argument("--steps", type=int, help="at most; by default three passes over the texts")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts a step and process")
+    parser.add_argument("--learning-rate", type=float, default=5e-5, help="of everything but the table")
+    parser.add_argument(
+        "--table-learning-rate", type=float, default=0.02, help="of the table, as a share of its values' size"
+    )
+    parser.add_argument("--max-length", type=int, default=128, help="of a text in tokens")
+    parser.add_argument("--cache", metavar="DIR", help="keep the teacher's outputs there")
+    parser.add_argument("--work", metavar="DIR", help="keep checkpoints there, and go on from the newest one")
+    parser.add_argument("--seed", type=int, default=42, help="of all random choices")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set any other field of TrainingArguments",
+    )
+
+
+def run(options: argparse.Namespace) -> Outcome:
+    """Load, train, save."""
+    # Trainer takes seconds to import, which no other verb needs.
+    from ..training.calibration import calibrate
+    from ..training.texts import read_texts
+
+    require_free_folder(options.output)
+    losses = dict(parse_setting(loss) for loss in options.losses) or None
+    settings: dict[str, Any] = {
+        "max_steps": -1 if options.steps is None else options.steps,
+        "per_device_train_batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "seed": options.seed,
+        "disable_tqdm": options.json,
+        **dict(parse_setting(setting) for setting in options.settings),
+    }
+    if options.work is not None:
+        settings["output_dir"] = options.work
+    tokenizer = load_tokenizer(options.model)
+    if tokenizer is None:
+        raise CompactConfigError(f"`model` {options.model!r} has no tokenizer beside it.")
+    # Trainer writes its logs to stdout, which is the outcome's.
+    with contextlib.redirect_stdout(sys.stderr):
+        compact = calibrate(
+            load_compact(options.model),
+            teacher=options.teacher,
+            texts=read_texts(
+                options.texts, config=options.texts_config, split=options.texts_split, column=options.texts_column
+            ),
+            tokenizer=tokenizer,
+            losses=losses,
+            trains=options.trains,
+            table_learning_rate=options.table_learning_rate,
+            max_length=options.max_length,
+            cache=options.cache,
+            resume_from_checkpoint=options.work is not None and Path(options.work).is_dir(),
+            args=settings,
+        )
+    written = write_checkpoint(compact, options.output, tokenizer, options.model)
+    noted = compact.config.compact_source["calibration"]
+    text = "\n".join(f"{name:<24}{value}" for name, value in noted.items())
+    return Outcome(noted | {"output": str(written)}, f"{text}\n{'written to':<24}{written}")

@@ -1,0 +1,260 @@
+"""evaluate(): a compact model beside its original on a task, over seeds where it is trained for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling.errors import CompactConfigError
+from ..modeling.modeling_compact import CompactModelMixin
+from .classification import GLUE, XNLI, ClassificationTask, find_task
+from .data import Rows, read_rows, require_columns
+from .metrics import interval_95
+from .perplexity import perplexity
+from .report import inspect
+from .sentences import agreement, sentence_vectors
+from .sts import sts_spearman
+
+TASKS = ("fidelity", "sts", *(f"glue/{name}" for name in GLUE), "xnli", "squad", "perplexity")
+# How the Hub calls the task, and the data set where it is one of the Hub.
+_HUB_NAMES = {
+    "sts": ("sentence-similarity", "sentence-transformers/stsb"),
+    "squad": ("question-answering", "rajpurkar/squad"),
+    "xnli": ("text-classification", XNLI.dataset),
+    "perplexity": ("fill-mask", None),
+}
+_MAX_SENTENCES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A metric of the compact model, and of the original where there is one; a value for each seed."""
+
+    compact: tuple[float, ...]
+    original: tuple[float, ...] = ()
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """Compact less original, seed by seed."""
+        return (
+            tuple(one - other for one, other in zip(self.compact, self.original, strict=True)) if self.original else ()
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return values, means and spreads, and the 95 % interval of the mean difference."""
+        found = {"compact": _summary(self.compact)}
+        if self.original:
+            found["original"] = _summary(self.original)
+            interval = interval_95(self.differences) if len(self.compact) > 1 else None
+            found["difference"] = _summary(self.differences) | {"interval_95": interval}
+        return found
+
+
+def _summary(values: Sequence[float]) -> dict[str, Any]:
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": spread, "values": list(values)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a task gave.
+
+    Attributes:
+        task: its name.
+        rows: how many were measured on.
+        trained: whether the models were trained for the task, once for each seed.
+        seeds: of these trainings.
+        metrics: the values, the main metric first.
+        data: the Hub id of the data, where it was given so.
+        split: of the data.
+    """
+
+    task: str
+    rows: int
+    trained: bool
+    seeds: tuple[int, ...]
+    metrics: dict[str, Metric]
+    data: str | None = None
+    split: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        found["seeds"] = list(self.seeds)
+        return found | {"metrics": {name: metric.to_dict() for name, metric in self.metrics.items()}}
+
+    def card_fields(self) -> dict[str, Any]:
+        """Return the main metric as the fields of a `TaskResult`, which model cards list."""
+        name, metric = next(iter(self.metrics.items()))
+        task_type, dataset = _HUB_NAMES.get(self.task, ("text-classification", None))
+        return {
+            "task_type": task_type,
+            "dataset_name": self.data or self.task,
+            "dataset_id": self.data or dataset,
+            "metric": name,
+            "after": statistics.fmean(metric.compact),
+            "before": statistics.fmean(metric.original) if metric.original else None,
+            "split": self.split,
+        }
+
+    def __str__(self) -> str:
+        """Return a table."""
+        how = f"trained with {len(self.seeds)} seed(s)" if self.trained else "as it is"
+        lines = [
+            f"{self.task}, {self.rows:,} rows, {how}",
+            f"{'':<22}{'compact':>18}{'original':>18}{'difference':>18}",
+        ]
+        for name, metric in self.metrics.items():
+            cells = (_cell(metric.compact), _cell(metric.original), _cell(metric.differences, sign="+"))
+            lines.append(f"{name:<22}" + "".join(f"{cell:>18}" for cell in cells))
+        return "\n".join(lines)
+
+
+def _cell(values: Sequence[float], sign: str = "") -> str:
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.4f}{spread}"
+
+
+def evaluate(
+    compact: PreTrainedModel,
+    *,
+    task: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    data: Any = None,
+    against: PreTrainedModel | None = None,
+    train: Any = None,
+    split: str | None = None,
+    config: str | None = None,
+    seeds: Sequence[int] = (0,),
+    args: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
+) -> Evaluation:
+    """Measure a compact model on a task, beside its original.
+
+    Args:
+        compact: the model.
+        task: "fidelity" (of the table; with sentences as data also of their similarities), "sts" (rank correlation of
+            cosines of mean-pooled vectors, times 100), "perplexity", "glue/<task>", "xnli" or "squad".
+        tokenizer: of both models.
+        data: rows with the task's columns, a JSON, CSV or text file of them, a folder with a file for each split, or
+            the name of a data set of the Hub.
+        against: the original.
+        train: rows to train on first, given as `data` is, for GLUE, XNLI and SQuAD: both models then get a fresh head
+            and are trained alike, once for each seed. Without it they must have the task's head.
+        split: of `data`; by default the task's validation split, for "sts" and "perplexity" the test split.
+        config: of a data set of the Hub.
+        seeds: of the trainings.
+        args: fields of `TrainingArguments` for these.
+        max_length: of an input in tokens; by default 128, for "squad" 384.
+    """
+    if task not in TASKS:
+        raise CompactConfigError(f"`task` is {task!r}, but the tasks are {', '.join(TASKS)}.")
+    if not isinstance(compact, CompactModelMixin):
+        raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
+    if task == "fidelity":
+        return _fidelity(compact, against, tokenizer, data, split, config)
+    if tokenizer is None:
+        raise CompactConfigError(f"`tokenizer` is missing: the task {task!r} reads texts.")
+    if data is None:
+        raise CompactConfigError(f"`data` is missing: the task {task!r} needs rows to measure on.")
+    if not seeds:
+        raise CompactConfigError("`seeds` is empty.")
+    models = [compact] if against is None else [compact, against]
+    if task in ("sts", "perplexity"):
+        split = split or "test"
+        rows = read_rows(data, split, config)
+        values = [_score(task, model, tokenizer, rows) for model in models]
+        return _evaluation(task, rows, (), [[value] for value in values], data, split)
+    split = split or ("validation" if task == "squad" else find_task(task).validation)
+    rows = read_rows(data, split, config)
+    training = None if train is None else read_rows(train, "train", config)
+    chosen = tuple(seeds) if training is not None else (0,)
+    runs = [_trained(task, model, tokenizer, rows, training, chosen, args, max_length) for model in models]
+    return _evaluation(task, rows, chosen if training is not None else (), runs, data, split)
+
+
+def _score(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> dict[str, float]:
+    if task == "sts":
+        return {"spearmanr": sts_spearman(model, tokenizer, rows)}
+    require_columns(rows, ["text"])
+    if model.get_output_embeddings() is None:
+        raise CompactConfigError(f"A {type(model).__name__} has no output layer, which perplexity needs.")
+    return {"perplexity": perplexity(model, tokenizer, (str(row["text"]) for row in rows))}
+
+
+def _fidelity(
+    compact: PreTrainedModel,
+    against: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: Any,
+    split: str | None,
+    config: str | None,
+) -> Evaluation:
+    if against is None:
+        raise CompactConfigError("`against` is missing: fidelity compares with the original.")
+    report = inspect(compact, against=against).to_dict()
+    names = ("relative_mse", "mean_cosine", "ratio")
+    values = {name: float(report[name]) for name in names}
+    rows: Rows = []
+    if data is not None:
+        if tokenizer is None:
+            raise CompactConfigError("`tokenizer` is missing: sentences cannot be read without it.")
+        rows = read_rows(data, split or "test", config)[:_MAX_SENTENCES]
+        column = next((name for name in ("text", "sentence", "sentence1") if name in rows[0]), "text")
+        require_columns(rows, [column])
+        sentences = [str(row[column]) for row in rows]
+        vectors = [sentence_vectors(model, tokenizer, sentences) for model in (against, compact)]
+        values = {"agreement": agreement(*vectors), **values}
+    return _evaluation("fidelity", rows, (), [[values]], data, split if data is not None else None)
+
+
+def _trained(
+    task: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    training: Rows | None,
+    seeds: Sequence[int],
+    args: Mapping[str, Any] | None,
+    max_length: int | None,
+) -> list[dict[str, float]]:
+    """Return the metrics of a model for each seed."""
+    # Trainer and the heads are imported where they are needed: they take seconds.
+    from . import finetuning
+
+    with _folder_of(model, tokenizer, finetuning.save_beside) as folder:
+        if task == "squad":
+            length = max_length or 384
+            return [finetuning.answer(folder, tokenizer, rows, training, seed, args, length) for seed in seeds]
+        chosen: ClassificationTask = find_task(task)
+        length = max_length or 128
+        return [finetuning.classify(folder, chosen, tokenizer, rows, training, seed, args, length) for seed in seeds]
+
+
+@contextmanager
+def _folder_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, save: Callable[..., Path]) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+        yield save(model, tokenizer, Path(folder))
+
+
+def _evaluation(
+    task: str,
+    rows: Rows,
+    seeds: tuple[int, ...],
+    values: list[list[dict[str, float]]],
+    data: Any,
+    split: str | None,
+) -> Evaluation:
+    """Put together the values (models, seeds) by metric."""
+    by_metric = {name: Metric(*(tuple(run[name] for run in runs) for runs in values)) for name in values[0][0]}
+    known = isinstance(data, str) and not Path(data).exists()
+    return Evaluation(task, len(rows), bool(seeds), seeds, by_metric, data if known else None, split)

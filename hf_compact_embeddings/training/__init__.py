@@ -1,0 +1,1 @@
+"""Training: calibration against the original, and what pretraining needs."""

@@ -1,0 +1,212 @@
+"""evaluate(): every task, compact beside original; metrics against scikit-learn, SciPy and SQuAD's own rules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from sklearn.metrics import f1_score, matthews_corrcoef
+from transformers import AutoModelForSequenceClassification
+
+import hf_compact_embeddings as hce
+from hf_compact_embeddings.cli.main import main
+from hf_compact_embeddings.evaluation.answers import AnswerTask
+from hf_compact_embeddings.evaluation.classification import GLUE, find_task
+from hf_compact_embeddings.evaluation.data import read_rows
+from hf_compact_embeddings.evaluation.metrics import compute, interval_95, squad_metrics
+
+from ..cases import compress_tiny, first_cases
+from ..tools import tiny_texts, tiny_tokenizer
+
+CASE = first_cases("project", "dense")[0]
+FAST = {"use_cpu": True, "max_steps": 2, "per_device_train_batch_size": 8}
+
+
+def pairs(count: int = 12, **more: Any) -> list[dict[str, Any]]:
+    one, other = tiny_texts(count), tiny_texts(count, seed=1)
+    return [
+        {"sentence1": a, "sentence2": b, "label": i % 2, "score": i % 5, **more}
+        for i, (a, b) in enumerate(zip(one, other, strict=True))
+    ]
+
+
+def questions(count: int = 4) -> list[dict[str, Any]]:
+    rows = []
+    for i, context in enumerate(tiny_texts(count, length=40)):
+        words = context.split()
+        answer = " ".join(words[20 + i : 22 + i])
+        start = len(" ".join(words[: 20 + i])) + 1
+        assert context[start:].startswith(answer)
+        answers = {"text": [answer], "answer_start": [start]}
+        rows.append({"id": str(i), "context": context, "question": words[3], "answers": answers})
+    return rows
+
+
+def test_fidelity_sts_and_perplexity() -> None:
+    teacher, compact = compress_tiny("bert", CASE, head="BertModel")
+    tokenizer = tiny_tokenizer()
+    table = hce.evaluate(compact, task="fidelity", against=teacher)
+    assert table.metrics["relative_mse"].compact[0] == hce.inspect(compact, against=teacher).relative_mse
+    both = hce.evaluate(compact, task="fidelity", against=teacher, tokenizer=tokenizer, data=tiny_texts(10))
+    assert -1 <= both.metrics["agreement"].compact[0] < 1
+    sts = hce.evaluate(compact, task="sts", tokenizer=tokenizer, data=pairs(), against=teacher)
+    same = hce.evaluate(hce.compress(teacher, "scalar"), task="sts", tokenizer=tokenizer, data=pairs(), against=teacher)
+    assert sts.metrics["spearmanr"].original == same.metrics["spearmanr"].original
+    assert sts.metrics["spearmanr"].compact != same.metrics["spearmanr"].compact
+    masked, compact = compress_tiny("bert", CASE)
+    result = hce.evaluate(
+        compact, task="perplexity", tokenizer=tokenizer, data={"test": tiny_texts(60)}, against=masked
+    )
+    assert result.metrics["perplexity"].compact[0] > 1 and result.rows == 60
+    assert "difference" in str(result) and json.loads(json.dumps(result.to_dict()))["task"] == "perplexity"
+    entry = hce.TaskResult(**result.card_fields())
+    assert entry.metric == "perplexity" and entry.before == result.metrics["perplexity"].original[0]
+
+
+def test_classification_is_trained_alike_once_for_each_seed() -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    before = {name: value.clone() for name, value in compact.state_dict().items()}
+    options = {"task": "glue/mrpc", "tokenizer": tiny_tokenizer(), "data": pairs(8), "train": pairs(24), "args": FAST}
+    result = hce.evaluate(compact, against=teacher, seeds=(0, 1, 2), **options)
+    assert list(result.metrics) == ["f1", "accuracy"] and result.seeds == (0, 1, 2) and result.trained
+    accuracy = result.to_dict()["metrics"]["accuracy"]
+    assert len(accuracy["compact"]["values"]) == len(accuracy["original"]["values"]) == 3
+    assert accuracy["difference"]["mean"] == pytest.approx(accuracy["compact"]["mean"] - accuracy["original"]["mean"])
+    assert all(torch.equal(value, before[name]) for name, value in compact.state_dict().items())
+    again = hce.evaluate(compact, seeds=(0, 1, 2), **options)
+    assert again.metrics["accuracy"].compact == result.metrics["accuracy"].compact
+
+
+def test_a_model_with_the_head_is_measured_as_it_is(tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", CASE, head="BertForSequenceClassification")
+    tokenizer = tiny_tokenizer()
+    rows = [{"premise": row["sentence1"], "hypothesis": row["sentence2"], "label": row["label"]} for row in pairs()]
+    with pytest.raises(hce.CompactConfigError, match="has 2 labels, but xnli has 3: give `train` rows"):
+        hce.evaluate(compact, task="xnli", tokenizer=tokenizer, data=rows)
+    compact.save_pretrained(tmp_path)
+    compact = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    result = hce.evaluate(compact, task="xnli", tokenizer=tokenizer, data=rows, args={"use_cpu": True})
+    encoded = tokenizer(
+        [r["premise"] for r in rows], [r["hypothesis"] for r in rows], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        found = compact.eval()(**encoded).logits.argmax(-1).tolist()
+    wanted = np.mean([one == row["label"] for one, row in zip(found, rows, strict=True)])
+    assert result.metrics["accuracy"].compact == (pytest.approx(wanted),) and not result.trained
+
+
+def test_squad_runs_and_finds_the_answers_that_scores_point_to() -> None:
+    _, compact = compress_tiny("bert", CASE)
+    rows = questions()
+    result = hce.evaluate(
+        compact, task="squad", tokenizer=tiny_tokenizer(), data=rows, train=rows, args=FAST, max_length=32
+    )
+    assert set(result.metrics) == {"exact_match", "f1"}
+    task = AnswerTask(tiny_tokenizer(), max_length=24, stride=8)
+    marked, windows = task.windows(rows, with_answers=True), task.windows(rows, with_answers=False)
+    assert len(windows) > 2 * len(rows) and max(len(window["input_ids"]) for window in windows) == 24
+    starts, ends = (np.zeros((len(windows), 24)) for _ in range(2))
+    for i, window in enumerate(marked):
+        if window["end_positions"]:
+            starts[i, window["start_positions"]] = ends[i, window["end_positions"]] = 9.0
+    assert task.measure(rows, windows, starts, ends) == {"exact_match": 100.0, "f1": 100.0}
+    assert task.measure(rows, windows, -starts, -ends)["exact_match"] < 100
+
+
+def test_squads_rules() -> None:
+    references = {"a": ["the Eiffel Tower", "Paris"], "b": ["in 1889"], "c": ["yes"]}
+    found = squad_metrics({"a": "Eiffel tower!", "b": "1889", "c": "no"}, references)
+    assert found["exact_match"] == pytest.approx(100 / 3)
+    assert found["f1"] == pytest.approx(100 * (1 + 2 / 3 + 0) / 3)
+
+
+def test_metrics_have_the_keys_of_evaluate() -> None:
+    generator = np.random.default_rng(0)
+    truth, guess = generator.integers(0, 2, 50), generator.integers(0, 2, 50)
+    found = compute(("accuracy", "f1", "matthews_correlation"), guess.tolist(), truth.tolist())
+    assert found["f1"] == f1_score(truth, guess) and found["matthews_correlation"] == matthews_corrcoef(truth, guess)
+    assert found["accuracy"] == (truth == guess).mean()
+    scores = generator.random(50)
+    assert compute(("spearmanr",), scores, truth)["spearmanr"] == pytest.approx(spearmanr(scores, truth).statistic)
+    low, high = interval_95([1.0, 2.0, 3.0])
+    assert (low + high) / 2 == pytest.approx(2.0) and high - 2.0 == pytest.approx(4.3027 / 3**0.5, rel=1e-3)
+    assert interval_95([1.0]) is None
+    assert set(GLUE) == {"sst2", "cola", "mrpc", "rte", "wnli", "qnli", "qqp", "mnli", "stsb"}
+    assert find_task("glue/stsb").measure(np.array([[1.0], [2.0]]), np.array([0.5, 3.0]))["pearson"] == 1.0
+
+
+def test_rows_from_files(tmp_path: Path) -> None:
+    rows = [{"a": "x, y", "label": "1"}, {"a": "z", "label": "0"}]
+    (tmp_path / "test.csv").write_text('a,label\n"x, y",1\nz,0\n')
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    (tmp_path / "validation.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for split in ("test", "train", "validation"):
+        assert read_rows(tmp_path, split) == rows
+    assert read_rows({"dev": rows}, "dev") == read_rows(tmp_path / "train.json") == rows
+    with pytest.raises(hce.CompactConfigError, match="no file for the split 'dev'; it holds test.csv"):
+        read_rows(tmp_path, "dev")
+    with pytest.raises(hce.CompactConfigError, match="'nothing.csv' is no file"):
+        read_rows("nothing.csv")
+    (tmp_path / "bad.jsonl").write_text("{")
+    with pytest.raises(hce.CompactConfigError, match=r"bad.jsonl' cannot be read"):
+        read_rows(tmp_path / "bad.jsonl")
+
+
+def test_bad_input() -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    good = {"task": "glue/rte", "tokenizer": tiny_tokenizer(), "data": pairs(), "train": pairs(), "args": FAST}
+    checks = [
+        ({"task": "glue/nothing"}, "'glue/nothing', but the tasks are fidelity, sts, glue/sst2"),
+        ({"compact": teacher}, "not compact"),
+        ({"task": "fidelity"}, "`against` is missing"),
+        ({"tokenizer": None}, "`tokenizer` is missing"),
+        ({"data": None}, "`data` is missing"),
+        (
+            {"data": [{"a": 1, "label": 0}]},
+            "needs the columns sentence1, sentence2, label, but .* is missing: a, label",
+        ),
+        ({"data": pairs(2, label=2)}, "label 2 in row 0, but rte has the labels 0 to 1"),
+        ({"train": pairs(2, label="x")}, "label 'x' in row 0, but it must be a number"),
+        ({"data": []}, "has no rows"),
+        ({"seeds": ()}, "`seeds` is empty"),
+        ({"task": "sts", "data": [{"sentence1": "w5"}]}, "needs the columns"),
+        ({"task": "squad"}, "needs the columns id, context, question, answers"),
+    ]
+    for changes, message in checks:
+        options = {"compact": compact, **good, **changes}
+        with pytest.raises(hce.CompactConfigError, match=message):
+            hce.evaluate(options.pop("compact"), **options)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    teacher, compact = compress_tiny("bert", CASE)
+    for name, model in (("teacher", teacher), ("compact", compact)):
+        model.save_pretrained(tmp_path / name)
+        tiny_tokenizer().save_pretrained(tmp_path / name)
+    (tmp_path / "texts.txt").write_text("\n".join(tiny_texts(60)))
+    (tmp_path / "test.jsonl").write_text("\n".join(json.dumps(row) for row in pairs()))
+    return tmp_path
+
+
+def test_the_verbs(folders: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--teacher", folders / "teacher", "--texts", folders / "texts.txt", "--output", folders / "out"]
+    words += ["--steps", 2, "--batch-size", 4, "--max-length", 16, "--loss", "states=2", "--set", "use_cpu=true"]
+    assert main(["calibrate", str(folders / "compact"), *map(str, words), "--json"]) == 0
+    noted = json.loads(capsys.readouterr().out)
+    assert noted["steps"] == 2 and noted["losses"] == {"states": 2.0}
+    words = ["--against", folders / "teacher", "--task", "perplexity", "--data", folders / "texts.txt"]
+    assert main(["evaluate", str(folders / "out"), *map(str, words), "--json"]) == 0
+    assert "perplexity" in json.loads(capsys.readouterr().out)["metrics"]
+    words = ["--task", "glue/mrpc", "--data", folders / "test.jsonl", "--train", folders / "test.jsonl", "--seeds", 2]
+    words += ["--set", "max_steps=1", "--set", "use_cpu=true"]
+    assert main(["evaluate", str(folders / "out"), *map(str, words)]) == 0
+    assert "trained with 2 seed(s)" in capsys.readouterr().out
+    assert main(["evaluate", str(folders / "out"), "--task", "nothing"]) == 2
+    assert main(["calibrate", str(folders / "compact"), "--texts", "no.txt", "--output", str(folders / "new")]) == 2
+    assert "hf-compact calibrate: " in capsys.readouterr().err

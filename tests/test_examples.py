@@ -1,0 +1,167 @@
+"""Each script in examples/ runs in a process of its own on tiny models and files, and writes what it found."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from .cases import first_cases
+from .tiny_models import tiny_model
+from .tools import REPOSITORY, tiny_texts, tiny_tokenizer
+
+EXAMPLES = REPOSITORY / "examples"
+CASE = first_cases("project", "dense")[0]
+TRAINING = ["--do_train", "--do_eval", "--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu"]
+COMPACT = ["--compact_method", CASE.method, "--compact_options", *(f"{k}={v}" for k, v in CASE.options.items())]
+
+
+def launch(script: str, *words: Any, home: Path, rank: int | None = None, port: int = 0) -> subprocess.Popen:
+    """Start a script; with a rank as one of two processes."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable]
+    if rank is not None:
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        command += ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "2", "--num_processes", "2"]
+        command += ["--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
+        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+    command += [str(EXAMPLES / script), *map(str, words)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=home.parent
+    )
+
+
+def run(script: str, *words: Any, home: Path) -> str:
+    process = launch(script, *words, home=home)
+    output = process.communicate(timeout=240)[0]
+    assert process.returncode == 0, output
+    return output
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return path
+
+
+def pairs(first: str, second: str, labels: int, count: int = 16) -> list[dict[str, Any]]:
+    one, other = tiny_texts(count), tiny_texts(count, seed=1)
+    return [
+        {first: a, second: b, "label": i % labels, "score": i % 5, "language": ("en", "xx")[i % 4 > 1]}
+        for i, (a, b) in enumerate(zip(one, other, strict=True))
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a folder with a dense model and its tokenizer."""
+    model = tiny_model("bert", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def results(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def test_glue(folder: Path) -> None:
+    data = write_rows(folder / "rte.jsonl", pairs("sentence1", "sentence2", 2))
+    words = ["--model_name_or_path", folder / "model", "--task_name", "rte", "--output_dir", folder / "out"]
+    words += ["--train_file", data, "--validation_file", data, "--test_file", data, "--do_predict", *TRAINING]
+    run("run_glue.py", *words, *COMPACT, home=folder / "home")
+    found = results(folder / "out")
+    assert {"train_loss", "eval_accuracy", "predict_accuracy"} <= set(found)
+    assert AutoConfig.from_pretrained(folder / "out").model_type == "compact-bert"
+    # A folder that is compact already goes on as it is.
+    words = ["--model_name_or_path", folder / "out", "--task_name", "rte", "--output_dir", folder / "again"]
+    run("run_glue.py", *words, "--validation_file", data, "--do_eval", "--use_cpu", home=folder / "home")
+    assert results(folder / "again")["eval_accuracy"] == found["eval_accuracy"]
+
+
+def test_xnli_in_one_language(folder: Path) -> None:
+    data = write_rows(folder / "xnli.jsonl", pairs("premise", "hypothesis", 3))
+    words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", "--compact_ratio", "4"]
+    words += ["--train_file", data, "--validation_file", data, "--language", "xx", "--train_language", "en", *TRAINING]
+    run("run_xnli.py", *words, home=folder / "home")
+    assert results(folder / "out")["eval_samples_per_second"] > 0
+    process = launch("run_xnli.py", *words, "--language", "de", home=folder / "home")
+    assert "`--language` is 'de', but the data has en, xx" in process.communicate(timeout=240)[0]
+
+
+def test_squad(folder: Path) -> None:
+    rows = []
+    for i, context in enumerate(tiny_texts(6, length=40)):
+        word = context.split()[25]
+        answers = {"text": [word], "answer_start": [context.index(f" {word}") + 1]}
+        rows.append({"id": f"q{i}", "context": context, "question": "w7 w8", "answers": answers})
+    data = write_rows(folder / "squad.jsonl", rows)
+    words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", "--max_seq_length", "32"]
+    run("run_qa.py", *words, "--train_file", data, "--validation_file", data, *TRAINING, *COMPACT, home=folder / "home")
+    assert {"eval_f1", "eval_exact_match"} <= set(results(folder / "out"))
+
+
+@pytest.mark.parametrize(("script", "architecture"), [("run_mlm.py", "bert"), ("run_clm.py", "gpt2")])
+def test_language_models(script: str, architecture: str, folder: Path) -> None:
+    (folder / "text.txt").write_text("\n".join(tiny_texts(80)))
+    if architecture != "bert":
+        tiny_model(architecture).save_pretrained(folder / "model")
+    words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", *TRAINING, *COMPACT]
+    words += ["--train_file", folder / "text.txt", "--validation_file", folder / "text.txt"]
+    words += ["--compact_texts", folder / "text.txt"]
+    run(script, *words, home=folder / "home")
+    assert results(folder / "out")["eval_perplexity"] > 1
+
+
+def test_sts(folder: Path) -> None:
+    data = write_rows(folder / "sts.jsonl", pairs("sentence1", "sentence2", 2))
+    words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", *TRAINING, *COMPACT]
+    run("run_sts.py", *words, "--train_file", data, "--validation_file", data, home=folder / "home")
+    assert -100 <= results(folder / "out")["eval_spearmanr"] <= 100
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--train_file", "no.jsonl"], "'no.jsonl' is no file"),
+        (["--train_file", "wrong.jsonl"], "needs the columns sentence, label"),
+        (["--validation_file", "wrong.jsonl"], "`--train_file` is missing"),
+        (["--train_file", "wrong.jsonl", "--compact_options", "x"], "need a method or a ratio"),
+    ],
+)
+def test_bad_input_is_told_in_the_last_line(words: list[str], message: str, folder: Path) -> None:
+    write_rows(folder / "wrong.jsonl", [{"text": "w5", "label": 1}])
+    common = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", "--do_train", "--use_cpu"]
+    process = launch("run_glue.py", *common, *words, home=folder / "home")
+    last = process.communicate(timeout=240)[0].strip().splitlines()[-1]
+    assert process.returncode != 0 and message in last
+
+
+def test_two_processes_give_the_loss_curve_of_one(folder: Path) -> None:
+    data = write_rows(folder / "rte.jsonl", pairs("sentence1", "sentence2", 2, count=32))
+    words = ["--model_name_or_path", folder / "model", "--task_name", "rte", "--train_file", data, "--do_train"]
+    words += ["--max_steps", "4", "--logging_steps", "1", "--learning_rate", "0.01", "--use_cpu", *COMPACT]
+
+    def curve(name: str) -> list[float]:
+        state = json.loads((folder / name / "trainer_state.json").read_text())
+        return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+
+    run("run_glue.py", *words, "--output_dir", folder / "one", "--per_device_train_batch_size", 8, home=folder / "home")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words += ["--output_dir", folder / "two", "--per_device_train_batch_size", "4"]
+    both = [launch("run_glue.py", *words, home=folder / "home", rank=rank, port=port) for rank in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    one, two = torch.tensor(curve("one")), torch.tensor(curve("two"))
+    assert len(one) == 4 and one.std() > 1e-3
+    torch.testing.assert_close(one, two, atol=2e-4, rtol=1e-3)

@@ -1,0 +1,269 @@
+"""calibrate(): the loss falls, only what may train does, and what breaks is undone."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM, PreTrainedModel, TrainerCallback, TrainingArguments
+
+import hf_compact_embeddings as hce
+from hf_compact_embeddings.training.calibration import calibrate
+from hf_compact_embeddings.training.losses import run
+from hf_compact_embeddings.training.texts import HubTexts
+from hf_compact_embeddings.training.trainer import CalibrationError, last_checkpoint
+
+from ..cases import Case, compress_tiny, first_cases, for_each_method
+from ..tiny_models import tiny_inputs, tiny_model
+from ..tools import assert_same_state, tiny_texts, tiny_tokenizer
+
+CASE = first_cases("project", "dense")[0]
+ARGS = {"max_steps": 6, "per_device_train_batch_size": 8, "use_cpu": True, "disable_tqdm": True, "logging_steps": 1}
+
+
+class Losses(TrainerCallback):
+    """Collects what is logged."""
+
+    def __init__(self) -> None:
+        self.logs: list[dict[str, Any]] = []
+        self.held_out: list[float] = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            self.logs.append(logs)
+        if "eval_loss" in logs:
+            self.held_out.append(logs["eval_loss"])
+
+
+def tiny_calibrate(compact: PreTrainedModel, teacher: Any, **options: Any) -> PreTrainedModel:
+    settings = {"texts": tiny_texts(40), "tokenizer": tiny_tokenizer(), "max_length": 16, "table_learning_rate": 0.01}
+    args = ARGS | options.pop("args", {})
+    return calibrate(compact, teacher=teacher, **{**settings, **options}, args=args)
+
+
+@for_each_method("project")
+def test_the_table_comes_nearer_and_nothing_else_moves(case: Case) -> None:
+    teacher, compact = compress_tiny("bert", case)
+    before, original = copy.deepcopy(compact.state_dict()), copy.deepcopy(teacher.state_dict())
+    seen = Losses()
+    assert tiny_calibrate(compact, teacher, callbacks=[seen], args={"max_steps": 15}) is compact
+    path = compact.structure_path() + "."
+    moved = {name for name, tensor in compact.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert moved and all(name.startswith(path) and before[name].is_floating_point() for name in moved), moved
+    assert all(torch.equal(tensor, original[name]) for name, tensor in teacher.state_dict().items())
+    assert seen.logs[-1]["loss"] < seen.logs[0]["loss"]
+    assert {"loss_logits", "loss_states"} <= set(seen.logs[0])
+    assert not compact.training and all(p.requires_grad for p in compact.parameters())
+    # What is in memory is what a saved file holds.
+    rounded = copy.deepcopy(compact)
+    rounded.compact_embedding.round_to_storage()
+    assert_same_state(rounded, compact)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "losses"),
+    [
+        ("bert", {"labels": 1.0}),
+        ("gpt2", None),
+        ("llama-untied", {"labels": 0.5, "logits": 0.5, "all_states": 1.0}),
+        ("gemma3_text", None),
+        ("t5", {"states": 1.0, "relations": 1.0}),
+        ("electra", {"all_states": 1.0}),
+    ],
+)
+def test_architectures_and_losses(architecture: str, losses: dict | None) -> None:
+    teacher, compact = compress_tiny(architecture, CASE)
+    seen = Losses()
+    args = {"max_steps": 12, "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 12}
+    tiny_calibrate(compact, teacher, losses=losses, callbacks=[seen], eval_texts=tiny_texts(40), args=args)
+    assert len(seen.held_out) == 2 and seen.held_out[1] < seen.held_out[0]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "norm"),
+    [
+        ("bert", "bert.embeddings.LayerNorm"),
+        ("llama", "model.layers.0.input_layernorm"),
+        ("gpt2", "transformer.h.0.ln_1"),
+    ],
+)
+def test_the_norm_that_reads_the_table_may_train_too(architecture: str, norm: str) -> None:
+    teacher, compact = compress_tiny(architecture, CASE)
+    before = copy.deepcopy(compact.state_dict())
+    tiny_calibrate(compact, teacher, trains="tables+norm", args={"learning_rate": 0.01})
+    path = compact.structure_path() + "."
+    moved = {name for name, value in compact.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.rpartition(".")[0] for name in moved if not name.startswith(path)} == {norm}
+
+
+def test_everything_may_train_at_rates_of_its_own() -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    before = copy.deepcopy(compact.state_dict())
+    args = {
+        "learning_rate": 0.01,
+        "max_steps": 1,
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "lr_scheduler_type": "constant",
+    }
+    tiny_calibrate(compact, teacher, trains="all", table_learning_rate=1e-30, args=args)
+    path = compact.structure_path() + "."
+    moved = {name for name, value in compact.state_dict().items() if not torch.equal(value, before[name])}
+    assert len(moved) > 20 and not [name for name in moved if name.startswith(path)]
+
+
+def test_a_frozen_parameter_is_frozen_again() -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    compact.cls.predictions.bias.requires_grad_(False)
+    compact.train()
+    tiny_calibrate(compact, teacher, trains="all")
+    assert compact.training and not compact.cls.predictions.bias.requires_grad
+
+
+def test_without_a_teacher_the_text_is_the_goal() -> None:
+    _, compact = compress_tiny("bert", CASE)
+    seen = Losses()
+    tiny_calibrate(compact, None, trains="all", callbacks=[seen], args={"max_steps": 20, "learning_rate": 0.01})
+    assert seen.logs[-1]["loss"] < 0.9 * seen.logs[0]["loss"]
+
+
+def test_a_stream_and_gradient_checkpointing(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("\n".join(tiny_texts(100)))
+    teacher, compact = compress_tiny("bert", CASE)
+    seen = Losses()
+    stream = HubTexts(str(tmp_path))
+    tiny_calibrate(compact, teacher, texts=stream, callbacks=[seen], args={"gradient_checkpointing": True})
+    assert len(seen.logs) == 6
+    with pytest.raises(hce.CompactConfigError, match="max_steps"):
+        calibrate(compact, teacher=teacher, texts=stream, tokenizer=tiny_tokenizer(), args={"use_cpu": True})
+
+
+def test_half_precision() -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    seen = Losses()
+    tiny_calibrate(compact, teacher, callbacks=[seen], args={"bf16": True})
+    assert len(seen.logs) == 6 and compact.dtype == torch.float32
+
+
+def test_the_best_on_held_out_texts_is_kept(tmp_path: Path) -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    args = TrainingArguments(
+        **ARGS,
+        output_dir=str(tmp_path),
+        eval_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    calibrate(
+        compact,
+        teacher=teacher,
+        texts=tiny_texts(40),
+        eval_texts=tiny_texts(30, seed=1),
+        tokenizer=tiny_tokenizer(),
+        args=args,
+        max_length=16,
+    )
+    assert_same_state(AutoModelForMaskedLM.from_pretrained(tmp_path), compact)
+
+
+def test_a_teacher_by_its_folder_and_what_is_noted(tmp_path: Path) -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tiny_tokenizer().save_pretrained(tmp_path / "teacher")
+    tiny_calibrate(compact, tmp_path / "teacher", args={"output_dir": str(tmp_path / "out")})
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
+    assert_same_state(loaded, compact)
+    noted = loaded.config.compact_source["calibration"]
+    assert noted["steps"] == 6 and noted["batch_size"] == 8 and noted["teacher"] is True
+    tiny_tokenizer("[BOS]").save_pretrained(tmp_path / "teacher")
+    with pytest.raises(hce.CompactConfigError, match="another tokenizer"):
+        tiny_calibrate(compact, tmp_path / "teacher")
+
+
+def test_bad_input() -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    checks = [
+        ({"compact": teacher}, "BertForMaskedLM, which is not compact"),
+        ({"teacher": compact}, "`compact` itself"),
+        ({"teacher": tiny_model("bert", vocab_size=90)}, "has 90 tokens, but `compact` has 120"),
+        ({"teacher": tiny_model("bert", hidden_size=16)}, "hidden size 16, but `compact` has 24"),
+        ({"teacher": tiny_model("bert", head="BertModel")}, "which has no output layer"),
+        ({"teacher": tiny_model("bert", num_hidden_layers=1), "losses": {"all_states": 1.0}}, "has 1 layers"),
+        ({"trains": "table"}, "'table', but allowed are 'tables'"),
+        ({"texts": None}, "`texts` is missing"),
+        ({"texts": []}, "`texts` is empty"),
+        ({"texts": ["w5"]}, "The text has 1 tokens"),
+        ({"predicted_share": 0.0}, "above 0"),
+        ({"max_length": 2}, "at least 3"),
+        ({"args": {"no_such_field": 1}}, "no_such_field"),
+        ({"resume_from_checkpoint": "nowhere"}, "'nowhere' is no folder"),
+    ]
+    for changes, message in checks:
+        options = {"compact": compact, "teacher": teacher, **changes}
+        with pytest.raises(hce.CompactConfigError, match=message):
+            tiny_calibrate(**options)
+
+
+class Poison(TrainerCallback):
+    """Makes the model's values infinite after a step."""
+
+    def __init__(self, compact: PreTrainedModel, step: int) -> None:
+        self.compact, self.step = compact, step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            with torch.no_grad():
+                next(self.compact.compact_embedding.parameters()).fill_(float("nan"))
+
+
+def test_a_loss_that_breaks_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    start = copy.deepcopy(compact.state_dict())
+    with pytest.raises(CalibrationError, match="The loss is nan after step 3.*values again that it had before"):
+        tiny_calibrate(compact, teacher, callbacks=[Poison(compact, 3)])
+    assert all(torch.equal(value, start[name]) for name, value in compact.state_dict().items())
+    # Broken values are not saved either.
+    for poisoned, message in ((3, "after step 3"), (4, "After step 4")):
+        folder = tmp_path / str(poisoned)
+        args = {"output_dir": str(folder), "save_steps": 2}
+        with pytest.raises(CalibrationError, match=f"{message}.*values of checkpoint-2 again"):
+            tiny_calibrate(compact, teacher, callbacks=[Poison(compact, poisoned)], args=args)
+        assert last_checkpoint(folder).name == "checkpoint-2"
+        assert all(value.isfinite().all() for value in compact.parameters())
+
+
+def test_a_checkpoint_that_was_not_finished_is_passed_over(tmp_path: Path) -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    tiny_calibrate(compact, teacher, args={"output_dir": str(tmp_path), "save_steps": 2})
+    assert last_checkpoint(tmp_path).name == "checkpoint-6"
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"epoch": ')
+    (tmp_path / "checkpoint-4" / "trainer_state.json").unlink()
+    assert last_checkpoint(tmp_path).name == "checkpoint-2"
+
+
+def test_accumulated_batches_are_averaged() -> None:
+    """Two batches of four are one of eight where every row counts alike."""
+    teacher, one = compress_tiny("bert", CASE)
+    other = copy.deepcopy(one)
+    options = {"losses": {"logits": 1.0}, "predicted_share": 1.0, "texts": tiny_texts(64)}
+    tiny_calibrate(one, teacher, args={"optim": "sgd"}, **options)
+    split = {"optim": "sgd", "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    tiny_calibrate(other, teacher, args=split, **options)
+    for name, value in one.compact_embedding.state_dict().items():
+        torch.testing.assert_close(value, other.compact_embedding.state_dict()[name], atol=1e-5, rtol=1e-4)
+
+
+def test_the_student_has_no_dropout() -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    inputs = tiny_inputs(teacher)
+    said = []
+    handle = compact.register_forward_pre_hook(lambda module, _: said.append(module.training))
+    tiny_calibrate(compact, teacher)
+    handle.remove()
+    assert said and not any(said)
+    assert run(compact, compact, inputs, None).logits is None

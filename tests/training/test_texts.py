@@ -1,0 +1,109 @@
+"""Texts are read from lists, files, rows and streams; rows of ids are the same wherever they are read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+
+import hf_compact_embeddings as hce
+from hf_compact_embeddings.training.rows import Collator, Encoder, HeldRows, split_batch
+from hf_compact_embeddings.training.texts import HubTexts, read_texts
+
+from ..tools import tiny_texts, tiny_tokenizer
+
+
+def test_sources_of_texts(tmp_path: Path) -> None:
+    texts = tiny_texts(5)
+    (tmp_path / "a.txt").write_text("\n\n".join(texts) + "\n")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts))
+    assert read_texts(texts + ["", "  "]) == texts
+    assert read_texts(tmp_path / "a.txt") == read_texts(str(tmp_path / "a.jsonl")) == texts
+    assert read_texts(Dataset.from_dict({"text": texts})) == texts
+    assert read_texts(Dataset.from_dict({"line": texts}), column="line") == texts
+    assert read_texts(text for text in texts) == texts
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([], "is empty"),
+        (["", " "], "is empty"),
+        (Dataset.from_dict({"line": ["a"], "label": [1]}), "no column 'text'; its columns are line, label"),
+        ([3], "a row is a int"),
+        ("no such file.txt", "is no file"),
+    ],
+)
+def test_texts_that_cannot_be_read(source: object, message: str) -> None:
+    with pytest.raises(hce.CompactConfigError, match=message):
+        read_texts(source)
+
+
+def test_a_broken_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "w5"}\n{"text"\n')
+    with pytest.raises(hce.CompactConfigError, match=r"'a.jsonl', line 2, is no JSON"):
+        read_texts(tmp_path / "a.jsonl")
+
+
+def test_a_stream_is_read_anew_at_each_pass(tmp_path: Path) -> None:
+    texts = tiny_texts(4)
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    stream = HubTexts(str(tmp_path))
+    assert list(stream) == list(stream) == texts
+    assert read_texts(stream) is stream
+
+
+def test_the_places_of_a_row_depend_on_the_row_alone() -> None:
+    encoder = Encoder(tiny_tokenizer(), 16, "masked", 0.3, seed=1)
+    rows = list(encoder.rows(tiny_texts(20)))
+    again = list(encoder.rows(iter(tiny_texts(20))))
+    other = list(Encoder(tiny_tokenizer(), 16, "masked", 0.3, seed=2).rows(tiny_texts(20)))
+    assert len(rows) == 20 * 8 // 14
+    assert all(torch.equal(a["places"], b["places"]) for a, b in zip(rows, again, strict=True))
+    assert not all(torch.equal(a["places"], b["places"]) for a, b in zip(rows, other, strict=True))
+    for row in rows:
+        assert row["places"].any() and not row["places"][[0, -1]].any()
+        assert (row["input_ids"][row["places"]] == 4).all() and (row["targets"] >= 5).all()
+    share = torch.stack([row["places"] for row in rows]).float().mean()
+    assert 0.15 < share < 0.4
+
+
+def test_next_tokens_are_predicted_everywhere_but_at_the_end() -> None:
+    row = next(Encoder(tiny_tokenizer(), 8, "next", 1.0, seed=0).rows(tiny_texts(3)))
+    assert row["places"].tolist() == [True] * 7 + [False]
+    assert torch.equal(row["targets"], row["input_ids"][1:])
+
+
+def test_batches_put_everything_where_its_token_is() -> None:
+    for side in ("right", "left"):
+        tokenizer = tiny_tokenizer()
+        tokenizer.padding_side = side
+        rows = HeldRows(Encoder(tokenizer, 16, None, 0.0, 0).rows(["w7 w8", "w9 w10 w11 w12"])).rows
+        for row in rows:
+            ids = row["input_ids"]
+            row |= {"places": ids > 10, "targets": ids[ids > 10], "teacher_states": ids.float().unsqueeze(-1)}
+        inputs, places, labels, target = split_batch(Collator(tokenizer)(rows))
+        ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
+        assert ids.shape == (2, 6) and mask.sum() == 10
+        assert torch.equal(target.layers[0].squeeze(-1)[mask], ids[mask].float())
+        assert not target.layers[0][~mask].any()
+        assert torch.equal(ids[places], labels) and labels.tolist() == [11, 12]
+
+
+def test_a_tokenizer_without_padding_is_told() -> None:
+    tokenizer = tiny_tokenizer()
+    rows = list(Encoder(tokenizer, 16, None, 0.0, 0).rows(["w7 w8", "w9 w10 w11 w12"]))
+    tokenizer.pad_token = None
+    with pytest.raises(hce.CompactConfigError, match="no padding token"):
+        Collator(tokenizer)(rows)
+    assert Collator(tokenizer)(rows[:1])["attention_mask"].tolist() == [[1, 1, 1, 1]]
+
+
+def test_texts_without_tokens() -> None:
+    with pytest.raises(hce.CompactConfigError, match="too short"):
+        HeldRows(Encoder(tiny_tokenizer(), 16, None, 0.0, 0).rows(["[SEP]", "[PAD]"]))
+    with pytest.raises(hce.CompactConfigError, match="The text has 2 tokens, but a piece needs 14"):
+        HeldRows(Encoder(tiny_tokenizer(), 16, "masked", 0.1, 0).rows(["w5 w6"]))
