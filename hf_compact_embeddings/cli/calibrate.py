@@ -91,6 +91,6 @@ def run(options: argparse.Namespace) -> Outcome:
             args=settings,
         )
     written = write_checkpoint(compact, options.output, tokenizer, options.model)
-    noted = compact.config.compact_source["calibration"]
+    noted = (compact.config.compact_source or {}).get("calibration", {})
     text = "\n".join(f"{name:<24}{value}" for name, value in noted.items())
     return Outcome(noted | {"output": str(written)}, f"{text}\n{'written to':<24}{written}")

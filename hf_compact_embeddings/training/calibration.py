@@ -318,8 +318,10 @@ def _note(
     trains: str,
     trainer: CalibrationTrainer,
 ) -> None:
-    """Keep in the configuration that the values are no longer those of the fit."""
-    source = dict(compact.config.compact_source or {})
+    """Keep in the configuration that the values are no longer those that the fit gave."""
+    if not compact.config.compact_source:
+        return  # Trained from scratch: there is no fit to tell it from.
+    source = dict(compact.config.compact_source)
     arguments = trainer.args
     source["calibration"] = {
         "teacher": teacher is not None or isinstance(trainer.train_dataset, TeacherCache),

@@ -54,7 +54,8 @@ def test_the_table_comes_nearer_and_nothing_else_moves(case: Case) -> None:
     moved = {name for name, tensor in compact.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith(path) and before[name].is_floating_point() for name in moved), moved
     assert all(torch.equal(tensor, original[name]) for name, tensor in teacher.state_dict().items())
-    assert seen.logs[-1]["loss"] < seen.logs[0]["loss"]
+    # A structure that holds so small a table without error has nothing to learn.
+    assert seen.logs[0]["loss"] < 0.01 or seen.logs[-1]["loss"] < seen.logs[0]["loss"]
     assert {"loss_logits", "loss_states"} <= set(seen.logs[0])
     assert not compact.training and all(p.requires_grad for p in compact.parameters())
     # What is in memory is what a saved file holds.
