@@ -30,6 +30,8 @@ LEVELS = {
     "kernels": 1,
     "fitting": 1,
     "checkpoints": 2,
+    "exact_rows": 2,
+    "sensitivity": 2,
     "compression": 2,
     "planning": 2,
     "token_statistics": 2,

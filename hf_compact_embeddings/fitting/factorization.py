@@ -297,9 +297,9 @@ def quantise_rows(codes: Tensor) -> tuple[Tensor, Tensor]:
     largest = codes.float().abs().amax(dim=1)
     if not bool((largest <= _INT8_LEVELS * _FLOAT16_MAX).all()):
         raise CompactConfigError("`codes` are too large, or not finite: their int8 scale does not fit into float16.")
-    scales = (largest / _INT8_LEVELS).clamp(min=_FLOAT16_TINY).where(largest > 0, 0.0).half()
+    scales = (largest / _INT8_LEVELS).clamp(min=_FLOAT16_TINY).half()
     # Rounded by the scale as stored, which can be a little less than the largest code asks for.
-    steps = codes.float() / scales.float().where(scales > 0, 1.0).unsqueeze(1)
+    steps = codes.float() / scales.float().unsqueeze(1)
     return steps.round_().clamp_(-_INT8_LEVELS, _INT8_LEVELS).to(torch.int8), scales
 
 

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .codes import draw_codes_
+from .configuration import STORAGE_DTYPES, StructureConfig
 from .errors import CompactConfigError, config_error
-from .structure import STORAGE_DTYPES, CompactEmbedding, StructureConfig, register_structure
+from .structure import CompactEmbedding, register_structure
 
 _INITIAL_RANGE = 0.02
 _INT8_ZERO = 128

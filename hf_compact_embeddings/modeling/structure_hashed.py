@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .configuration import StructureConfig
 from .errors import CompactConfigError, UnsupportedArchitectureError, config_error
 from .extra_inputs import extra_input
 from .hash_variants import (
@@ -31,7 +32,7 @@ from .hashing import (
     foreign_ids,
     unpack_signatures,
 )
-from .structure import CompactEmbedding, StructureConfig, register_structure
+from .structure import CompactEmbedding, register_structure
 
 _SIGNATURE_BYTES = SIGNATURE_BITS // 8
 _ROWS_PER_CHUNK = 4096

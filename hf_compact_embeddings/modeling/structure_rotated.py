@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from .codes import bits_for, pack_codes, packed_width, unpack_codes
+from .configuration import StructureConfig
 from .decoded_scores import decoded_scores
 from .errors import CheckpointError, CompactConfigError
-from .structure import CompactEmbedding, StructureConfig, register_structure
+from .structure import CompactEmbedding, register_structure
 from .trellis_codes import MAX_BITS, MAX_WINDOW_BITS, MIN_WINDOW_BITS, decode, window_bits_for
 
 _INITIAL_RANGE = 0.02

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .codes import draw_codes_, pack_codes, packed_width, unpack_codes
+from .configuration import STORAGE_DTYPES, StructureConfig
 from .decoded_scores import decoded_scores
 from .errors import config_error
-from .structure import STORAGE_DTYPES, CompactEmbedding, StructureConfig, register_structure
+from .structure import CompactEmbedding, register_structure
 
 _INITIAL_RANGE = 0.02
 

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .codes import MAX_BITS, bits_for, draw_codes_, pack_codes, packed_width, product_scores, unpack_codes
+from .configuration import STORAGE_DTYPES, StructureConfig
 from .errors import CheckpointError, config_error
-from .structure import STORAGE_DTYPES, CompactEmbedding, StructureConfig, register_structure
+from .structure import CompactEmbedding, register_structure
 
 # The range that tables start from when trained from scratch (Jaiswal & Liu, 2023).
 _INITIAL_RANGE = 0.1
