@@ -15,7 +15,8 @@ from ..cases import Case, compress_tiny, for_each_method
 from ..tools import LargestTensor
 
 PROMPTS = torch.tensor([[1, 17, 89, 42], [1, 8, 60, 71]])
-GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+# No token comes twice, so that a text says something of every step.
+GREEDY = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "no_repeat_ngram_size": 1}
 
 
 def assert_same_text(compact, native, **options: Any) -> None:
