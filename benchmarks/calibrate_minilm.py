@@ -1,7 +1,7 @@
 """Calibrate a compact all-MiniLM-L6-v2 by distillation, and measure it on the STS benchmark.
 
     python benchmarks/calibrate_minilm.py --texts reviews.txt wikitext2/train.txt --sts stsb/en \
-        --method subspace --set num_subspaces=8 --steps 2000 --work /tmp/f8 --output benchmarks/results/f8.json
+        --method subspace --set num_subspaces=8 --steps 2000 --work calibration_f8 --output benchmarks/results/f8.json
 
 Trains on sentences of unlabelled text, none of which is of the STS benchmark; selects the checkpoint on the validation
 part; reads the test part once, at the end. Killed and started again with the same arguments, it goes on where it was.

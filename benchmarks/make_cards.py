@@ -72,7 +72,7 @@ def write_card(
     measures: list[Measure],
 ) -> Path:
     """Compress, measure, and write one card."""
-    compact = hce.compress(dense, method, tokenizer=tokenizer, **settings)
+    compact = hce.compress(dense, method, tokenizer=tokenizer, token_counts="tokenizer", **settings)
     report = hce.inspect(compact, against=dense)
     results = [measure(compact) for measure in measures]
     card = make_card(compact, report, base_model=HUB_ID, results=results, sentences=True)

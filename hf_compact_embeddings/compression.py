@@ -94,7 +94,7 @@ def compress(
         seed,
         tokenizer=tokenizer is not None,
         texts=texts is not None,
-        token_counts=token_counts is not None,
+        token_counts=token_counts if isinstance(token_counts, str) else token_counts is not None,
     )
     return compact
 

@@ -18,26 +18,25 @@ _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})$
 _REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def origin_of(model: PreTrainedModel, config: StructureConfig, seed: int, **given: bool) -> dict[str, Any]:
+def origin_of(model: PreTrainedModel, config: StructureConfig, seed: int, **given: bool | str) -> dict[str, Any]:
     """Return what `compress()` was given, as plain JSON; of a model in a local folder, no path is kept.
 
     Args:
         model: the dense model.
         config: as it was asked for.
         seed: of the fit.
-        given: which of tokenizer, texts and token_counts there were.
+        given: which of tokenizer, texts and token_counts there were; counts may be "tokenizer", its own.
     """
     base_model, revision = hub_origin(model)
     values = config.to_dict()
-    options = {field.name: values[field.name] for field in dataclasses.fields(config)}
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    fields = dataclasses.fields(config)
     named = model.config.architectures or [type(model).__name__]
     return {
         "base_model": base_model,
         "revision": revision,
         "head": None if named[0] == type(model).__name__ else primary_auto_class(type(model)),
         "method": config.method,
-        "options": {name: value for name, value in options.items() if value != defaults[name]},
+        "options": {f.name: values[f.name] for f in fields if getattr(config, f.name) != f.default},
         "seed": seed,
         **given,
     }
@@ -64,7 +63,8 @@ def command_of(source: dict[str, Any], base_model: str, output: str) -> str:
         words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
     words += ["--seed", str(source["seed"])] if source["seed"] else []
     words += ["--texts", "TEXTS"] if source["texts"] else []
-    words += ["--token-counts", "COUNTS"] if source["token_counts"] else []
+    counts = source["token_counts"]
+    words += ["--token-counts", counts if isinstance(counts, str) else "COUNTS"] if counts else []
     return shlex.join([*words, "--output", output])
 
 

@@ -231,7 +231,7 @@ def _placeholders(source: dict[str, Any], base_model: str | None) -> str:
         else []
     )
     notes += ["TEXTS is a file with a text a line"] if source.get("texts") else []
-    notes += ["COUNTS is a JSON list with a count for each token id"] if source.get("token_counts") else []
+    notes += ["COUNTS is a JSON list with a count for each token id"] if source.get("token_counts") is True else []
     text = "; ".join(notes)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
