@@ -94,14 +94,14 @@ def test_compress_leaves_its_input_alone(architecture: str, case: Case) -> None:
     assert not storages(compact) & storages(hce.decompress(compact))
 
 
-@for_pairs("project")
+@for_pairs("project", "dense")
 def test_what_a_checkpoint_does_not_hold_is_carried_over(architecture: str, case: Case) -> None:
     dense = tiny_model(architecture).requires_grad_(False)
     if dense.can_generate():
         dense.generation_config.max_new_tokens = 17
-    for model in (dense.train(), dense.eval()):
-        compact = hce.compress(model, case.method, **case.options)
-        assert compact.training == model.training
+    for training in (True, False):
+        compact = hce.compress(dense.train(training), case.method, **case.options)
+        assert compact.training == hce.decompress(compact).training == training
         table = compact.structure_path()
         trainable = {name for name, parameter in compact.named_parameters() if parameter.requires_grad}
         assert all(name.startswith(f"{table}.") for name in trainable)
