@@ -11,22 +11,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import re
-import shlex
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from record import read_rows, write
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, TrainerCallback
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.checkpoints import load_compact
-from hf_compact_embeddings.cli.compress import parse_setting
+from hf_compact_embeddings.cli.arguments import parse_setting
 from hf_compact_embeddings.cli.demo import find_model
 from hf_compact_embeddings.evaluation.sts import sts_spearman
 from hf_compact_embeddings.token_statistics import count_tokens
@@ -72,11 +70,6 @@ def sentences(paths: list[str], seed: int) -> list[str]:
     result = list(found)
     random.Random(seed).shuffle(result)
     return result
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    """Read JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 class Selection(TrainerCallback):
@@ -126,14 +119,19 @@ def main() -> None:
         counts = count_tokens(texts, tokenizer, dense.get_input_embeddings().num_embeddings)
         settings = dict(map(parse_setting, options.options))
         fit = hce.compress(
-            dense, options.method, tokenizer=tokenizer, token_counts=counts, seed=options.seed, **settings
+            dense,
+            options.method,
+            tokenizer=tokenizer,
+            token_counts=counts,
+            texts=texts,
+            seed=options.seed,
+            **settings,
         )
         fit.save_pretrained(work / "fit")
     compact = load_compact(work / "fit")
     report = hce.inspect(compact, against=dense).to_dict()
-    validation = rows(Path(options.sts) / "validation.jsonl")
+    validation = read_rows(Path(options.sts) / "validation.jsonl")
     selection = Selection(compact, tokenizer, validation, work, options.eval_steps)
-    epochs = options.steps * options.batch / len(texts)
     calibrate(
         compact,
         teacher=dense,
@@ -163,35 +161,21 @@ def main() -> None:
         },
     )
     best = load_compact(work / "best")
-    test = rows(Path(options.sts) / "test.jsonl")
-    result = {
-        "command": shlex.join(["python", "benchmarks/calibrate_minilm.py", *_portable(sys.argv[1:])]),
-        "versions": {
-            "hf_compact_embeddings": hce.__version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "seed": options.seed,
-        "threads": options.threads,
-        "sentences": len(texts),
-        "sentences_seen": options.steps * options.batch,
-        "epochs": round(epochs, 3),
-        "report_after_fit": report,
-        "curve_on_validation": selection.curve,
-        "sts_test": {
-            "dense": round(sts_spearman(dense, tokenizer, test), 2),
-            "after_fit": round(sts_spearman(load_compact(work / "fit"), tokenizer, test), 2),
-            "after_calibration": round(sts_spearman(best, tokenizer, test), 2),
-        },
+    test = read_rows(Path(options.sts) / "test.jsonl")
+    found = {
+        "dense": round(sts_spearman(dense, tokenizer, test), 2),
+        "after_fit": round(sts_spearman(load_compact(work / "fit"), tokenizer, test), 2),
+        "after_calibration": round(sts_spearman(best, tokenizer, test), 2),
     }
-    Path(options.output).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result["sts_test"]))
-
-
-def _portable(words: list[str]) -> list[str]:
-    """Leave out where on this machine files are: their own folder and name say what they are."""
-    return ["/".join(Path(word).parts[-2:]) if word.startswith("/") else word for word in words]
+    write(
+        options.output,
+        {"sts_test": found, "curve_on_validation": selection.curve, "report_after_fit": report},
+        seed=options.seed,
+        threads=options.threads,
+        sentences=len(texts),
+        sentences_seen=options.steps * options.batch,
+    )
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 r"""Sentence similarity of all-MiniLM-L6-v2 with compact tables, before any training, at several sizes.
 
-    python benchmarks/sts_quality.py --counts wikitext2/train.txt --texts wikitext2/train.txt reviews.txt \
+    python benchmarks/sts_quality.py --texts wikitext2/train.txt reviews.txt \
         --pairs stsb/en/validation.jsonl stsb/en/test.jsonl --output benchmarks/results/sts_quality.json
 
 The files are text, a text a line, and JSON lines with the columns of the STS benchmark. Settings were chosen on the
@@ -16,9 +16,9 @@ import random
 import re
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
+from record import read_lines, read_rows, write
 from transformers import AutoModel, AutoTokenizer
 
 import hf_compact_embeddings as hce
@@ -47,20 +47,15 @@ def settings(values: int, width: int) -> list[hce.StructureConfig]:
         rotated(25, axis_power=0.5),
         rotated(97),
         rotated(150),
-        rotated(500, frequency_power=0.2, tiers=2),
+        rotated(500, tiers=2),
     ]
-
-
-def lines_of(path: str) -> list[str]:
-    """Return the lines of a text file that are not empty."""
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def sentences_of(paths: list[str], seed: int = 0) -> list[str]:
     """Return one sentence of each of the first long lines of some files, as a sentence encoder sees them."""
     choice = random.Random(seed)
     lines = [
-        line for path in paths for line in itertools.islice((x for x in lines_of(path) if len(x) > 80), _LINES_PER_FILE)
+        line for path in paths for line in itertools.islice((x for x in read_lines(path) if len(x) > 80), _LINES_PER_FILE)
     ]
     choice.shuffle(lines)
     cut = ([part for part in re.split(r"(?<=[.!?]) ", line) if 20 < len(part) < 300] for line in lines)
@@ -70,8 +65,7 @@ def sentences_of(paths: list[str], seed: int = 0) -> list[str]:
 def main() -> None:
     """Measure every setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--counts", required=True, help="text to count tokens in")
-    parser.add_argument("--texts", nargs="+", required=True, help="texts for the sensitivity metric")
+    parser.add_argument("--texts", nargs="+", required=True, help="text to count tokens in and to measure sensitivity on")
     parser.add_argument("--pairs", nargs="+", required=True, help="files of sentence pairs with scores")
     parser.add_argument("--model", help="folder or Hub id; by default the demo's")
     parser.add_argument("--output", help="JSON file to write")
@@ -79,9 +73,9 @@ def main() -> None:
     source = options.model or find_model()
     tokenizer, dense = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
     weight = dense.get_input_embeddings().weight
-    counts = count_tokens(lines_of(options.counts), tokenizer, len(weight))
+    counts = count_tokens((line for path in options.texts for line in read_lines(path)), tokenizer, len(weight))
     sentences = sentences_of(options.texts)
-    pairs = {Path(path).stem: [json.loads(line) for line in lines_of(path)] for path in options.pairs}
+    pairs = {Path(path).stem: read_rows(path) for path in options.pairs}
     results = [{"method": "dense", **{name: sts_spearman(dense, tokenizer, rows) for name, rows in pairs.items()}}]
     for config in settings(weight.numel(), weight.shape[1]):
         started = time.process_time()
@@ -106,10 +100,7 @@ def main() -> None:
         rows.append([result["method"], *cells, *(f"{result[name]:.2f}" for name in pairs)])
     print(table(header, rows))
     if options.output:
-        versions = {name: version(name) for name in ("torch", "transformers", "hf_compact_embeddings")}
-        record = {"command": "python benchmarks/sts_quality.py", "versions": versions, "results": results}
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        write(options.output, results)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,11 @@ def _smallest(rows: int, width: int, private: int) -> int:
 
 
 class _Sample:
-    """Some rows of a table, on which candidates are fitted to see how they would do on all of them."""
+    """Some rows of a table, on which candidates are fitted to see how they would do on all of them.
+
+    Where counts are known, the rows that weigh most are all in it: a few of them often weigh more than all others. The
+    others are drawn at random, and each stands for several.
+    """
 
     def __init__(self, table: Tensor, counts: Tensor | None, tied: bool, seed: int) -> None:
         self.rows = len(table)
@@ -174,18 +178,21 @@ class _Sample:
         mean, spread = covariance(table, weights)
         self.eigenvalues = torch.linalg.eigvalsh(spread)
         self.source = FitSource(table, counts=counts, seed=seed, tied=tied)
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(seed))[:_SAMPLE_ROWS]
-        self.ids = order
-        self.table = table[order].float()
-        self.counts = None if counts is None else counts[order]
-        self.weights = weights[order].double()
+        self.ids, self.multiplicity = _draw(weights if counts is not None else None, self.rows, seed)
+        self.table = table[self.ids].float()
+        self.counts = None if counts is None else counts[self.ids]
+        self.weights = weights[self.ids].double()
         self.energy = (self.table.double() - mean).square().sum(1)
+        # Fits weigh by about the root of the counts.
+        self.fit_weights = self.weights.sqrt() * self.multiplicity
+        self.effective_rows = _effective_rows(weights.double().sqrt())
 
+    @torch.no_grad()
     def predict(self, config: StructureConfig) -> tuple[int, float]:
         """Return the bytes of a fit to the whole table and the relative MSE to expect of it.
 
         Some methods know. Else: the more rows share the same tables, the worse they are served, so that the error of
-        a fit to N rows grows about as e · (1 - c / N). Fits to the sample and to half of it give e and c.
+        a fit to N rows grows about as e - c / N. Fits to the sample and to half of it give e and c.
         """
         predictor = predictor_of(config)
         if predictor is not None:
@@ -198,19 +205,45 @@ class _Sample:
         error = self._error(config, size)
         if size == self.rows:
             return stored, error
-        slope = max(0.0, error - self._error(config, size // 2)) * size
-        return stored, error + slope * (1 / size - 1 / self.rows)
+        half, whole = _effective_rows(self.fit_weights[: size // 2]), _effective_rows(self.fit_weights)
+        slope = max(0.0, error - self._error(config, size // 2)) / (1 / half - 1 / whole)
+        return stored, error + slope * max(0.0, 1 / whole - 1 / self.effective_rows)
 
-    @torch.no_grad()
     def _error(self, config: StructureConfig, size: int) -> float:
         """Return the relative MSE of a fit to the first rows of the sample."""
         counts = None if self.counts is None else self.counts[:size]
-        source = FitSource(self.table[:size], counts=counts, seed=self.seed)
+        source = FitSource(
+            self.table[:size],
+            counts=counts,
+            multiplicity=None if counts is None else self.multiplicity[:size],
+            tied=self.source.tied,
+            seed=self.seed,
+        )
         return self._relative_error(fit_structure(config.for_rows(size), source).dense())
 
     def _relative_error(self, decoded: Tensor) -> float:
         """Compare decoded rows with the first rows of the sample."""
         size = len(decoded)
         error = (decoded.double() - self.table[:size].double()).square().sum(1)
-        weights = self.weights[:size]
+        weights = self.weights[:size] * self.multiplicity[:size]
         return float((weights * error).sum() / (weights * self.energy[:size]).sum())
+
+
+def _draw(weights: Tensor | None, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return ids of a sample (n,), so that its first half is a sample too, and how many rows each stands for (n,)."""
+    size = min(rows, _SAMPLE_ROWS)
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    if weights is None or size == rows:
+        return order[:size], torch.full((size,), rows / size)
+    heavy = weights[order].argsort(descending=True, stable=True)[: size // 2].sort().values
+    others = torch.ones(rows, dtype=torch.bool).index_fill(0, heavy, False).nonzero().squeeze(1)[: size - size // 2]
+    places = torch.cat([heavy, others])
+    multiplicity = torch.ones(size)
+    multiplicity[len(heavy) :] = (rows - len(heavy)) / len(others)
+    mixed = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+    return order[places[mixed]], multiplicity[mixed]
+
+
+def _effective_rows(weights: Tensor) -> float:
+    """Return how many rows of equal weight would say as much as rows of these weights (n,)."""
+    return float(weights.sum().square() / weights.square().sum())

@@ -15,7 +15,9 @@ from .places import scored_at
 
 _PIECE_LENGTH = 128
 _PIECES_PER_BATCH = 32
-_MASKED_SHARE = 0.15
+_PREDICTED_SHARE = 0.15
+# Of the predicted tokens, as BERT was trained: most are masked, some replaced by any token, and the rest left.
+_MASKED_SHARE, _REPLACED_SHARE = 0.8, 0.1
 _TEXTS_PER_BATCH = 1000
 
 
@@ -75,6 +77,9 @@ def perplexity(
 ) -> float:
     """Return exp of the mean loss of the tokens that are predicted.
 
+    A masked model predicts 15 % of the tokens, four fifths of them behind a mask, as `DataCollatorForLanguageModeling`
+    prepares them, so that the figure compares with those of masked-LM training.
+
     Args:
         model: with a masked-LM or a causal head.
         tokenizer: the model's tokenizer. Masked models need its mask token.
@@ -92,9 +97,9 @@ def perplexity(
     total, count = 0.0, 0
     for batch in pieces.split(_PIECES_PER_BATCH):
         if masked:
-            chosen = torch.rand(batch.shape, generator=generator) < _MASKED_SHARE
+            chosen = torch.rand(batch.shape, generator=generator) < _PREDICTED_SHARE
             chosen &= ~torch.isin(batch, special)
-            inputs, targets = batch.masked_fill(chosen, tokenizer.mask_token_id), batch[chosen]
+            inputs, targets = _corrupted(batch, chosen, tokenizer, generator), batch[chosen]
             with scored_at(model, chosen.to(model.device)):
                 logits = model(input_ids=inputs.to(model.device)).logits
         else:
@@ -104,3 +109,15 @@ def perplexity(
         count += len(targets)
     model.train(training)
     return math.exp(total / count)
+
+
+def _corrupted(
+    pieces: Tensor, chosen: Tensor, tokenizer: PreTrainedTokenizerBase, generator: torch.Generator
+) -> Tensor:
+    """Return pieces (B, T) with the chosen tokens hidden, most of them behind the mask."""
+    assert isinstance(tokenizer.mask_token_id, int)
+    lot = torch.rand(pieces.shape, generator=generator)
+    others = torch.randint(len(tokenizer), pieces.shape, generator=generator)
+    masked = chosen & (lot < _MASKED_SHARE)
+    replaced = chosen & ~masked & (lot < _MASKED_SHARE + _REPLACED_SHARE)
+    return torch.where(replaced, others, pieces.masked_fill(masked, tokenizer.mask_token_id))

@@ -20,6 +20,7 @@ class FitSource:
     Attributes:
         table: the rows to stand for (V, D).
         counts: how often each token occurs (V,), or None.
+        multiplicity: how many rows of a larger table each row stands for (V,), or None for a whole table.
         features: states to cluster instead of the rows (V, H), or None.
         private_ids: sorted ids (m,) of rows that will be stored exactly, and need no fit.
         padding_idx: the padding row.
@@ -33,6 +34,7 @@ class FitSource:
 
     table: Tensor
     counts: Tensor | None = None
+    multiplicity: Tensor | None = None
     features: Tensor | None = None
     metric: Tensor | None = None
     tied: bool = False
@@ -61,14 +63,19 @@ class FitSource:
             raise CompactConfigError(f"`features` has {self.features.shape[0]:,} rows, the table {rows:,}.")
 
     def row_weights(self, power: float) -> Tensor | None:
-        """Return what each row weighs (V,): (count + 1)^power, 0 for private rows; None if all are equal."""
+        """Return what each row weighs (V,): (count + 1)^power for each row that it stands for, 0 for private rows.
+
+        None if all are equal.
+        """
         rows = self.table.shape[0]
         if self.private_ids.numel() >= rows:
             return None
-        if self.counts is None and self.private_ids.numel() == 0:
+        if self.counts is None and self.multiplicity is None and self.private_ids.numel() == 0:
             return None
         counts = torch.zeros(rows) if self.counts is None else self.counts.float()
         weights = (counts + 1.0) ** power
+        if self.multiplicity is not None:
+            weights *= self.multiplicity
         weights[self.private_ids] = 0.0
         return weights / weights.mean()
 

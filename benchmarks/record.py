@@ -1,0 +1,48 @@
+"""What every record of a benchmark says beside its figures: the command, the versions, the time."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("hf_compact_embeddings", "torch", "transformers")
+
+
+def command() -> str:
+    """Return the command line that runs, without where on this machine files are: folder and name say what they are."""
+    words = ["/".join(Path(word).parts[-2:]) if word.startswith("/") else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
+def versions(*others: str) -> dict[str, str]:
+    """Return the versions of Python, of this package and those that it stands on, and of others that are installed."""
+    found = {"python": platform.python_version()}
+    for name in (*_PACKAGES, *others):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write(path: str | Path, results: Any, **details: Any) -> None:
+    """Write results as JSON, with the command and the versions before them."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"command": command(), "versions": versions(), **details, "results": results}
+    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """Return the lines of a text file that are not empty."""
+    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Read JSON lines."""
+    return [json.loads(line) for line in read_lines(path)]

@@ -1,0 +1,182 @@
+"""plan(): what it promises about bytes, errors and order is what full fits give."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
+
+import hf_compact_embeddings as hce
+from hf_compact_embeddings import planning
+from hf_compact_embeddings.cli.main import main
+
+from .tiny_models import tiny_model
+
+ROWS, WIDTH = 2000, 32
+TABLE_BYTES = 4 * ROWS * WIDTH
+
+
+def model_with(table: Tensor, head: bool = False) -> PreTrainedModel:
+    """Return a model of one layer around a table."""
+    config = BertConfig(
+        vocab_size=len(table),
+        hidden_size=table.shape[1],
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=16,
+        pad_token_id=None,
+    )
+    model = (BertForMaskedLM if head else BertModel)(config)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.copy_(table)
+    return model
+
+
+@pytest.fixture(scope="module")
+def table() -> Tensor:
+    """Rows with a falling spectrum, in axes of their own, of lengths of their own."""
+    generator = torch.Generator().manual_seed(0)
+    axes = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=generator)).Q
+    scales = torch.arange(1, WIDTH + 1).float() ** -0.4
+    lengths = 0.5 + torch.rand(ROWS, 1, generator=generator)
+    return lengths * (torch.randn(ROWS, WIDTH, generator=generator) * scales) @ axes + 0.1
+
+
+@pytest.fixture(scope="module")
+def counts() -> Tensor:
+    return (1e5 / torch.arange(1.0, ROWS + 1)).floor()
+
+
+@torch.no_grad()
+def full_fit(model: PreTrainedModel, found: planning.Plan, counts: Tensor | None) -> tuple[int, float]:
+    """Return the bytes and the weighted relative MSE of a candidate's fit to the whole table."""
+    structure = hce.compress(model, found.config, token_counts=counts).compact_embedding
+    rows = model.get_input_embeddings().weight.detach()
+    weights = torch.ones(len(rows)) if counts is None else counts + 1
+    mean = (weights[:, None] * rows).sum(0) / weights.sum()
+    error = (weights * (structure.dense() - rows).square().sum(1)).sum()
+    return structure.nbytes, float(error / (weights * (rows - mean).square().sum(1)).sum())
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bytes_errors_and_order_are_those_of_full_fits(
+    table: Tensor, counts: Tensor, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_SAMPLE_ROWS", 1000)
+    model, given = model_with(table), counts if weighted else None
+    plans = hce.plan(model, ratio=16, token_counts=given)
+    assert len(plans) >= 3
+    assert [found.predicted_error for found in plans] == sorted(found.predicted_error for found in plans)
+    fits = [full_fit(model, found, given) for found in plans]
+    for found, (size, error) in zip(plans, fits, strict=True):
+        assert found.bytes == size <= TABLE_BYTES / 16
+        assert found.ratio == pytest.approx(TABLE_BYTES / size)
+        assert found.predicted_error == pytest.approx(error, rel=0.05), found.config
+    errors = [error for _, error in fits]
+    for better, worse in zip(errors, errors[1:], strict=False):
+        assert better < 1.05 * worse, "the order is that of the full fits, but for near ties"
+
+
+def test_half_of_a_sample_is_a_sample_and_the_heaviest_rows_are_in_it() -> None:
+    weights = torch.rand(5000, generator=torch.Generator().manual_seed(0)) ** 8
+    ids, multiplicity = planning._draw(weights, 100_000 // 20, seed=1)
+    assert len(ids) == 5000 and bool((multiplicity == 1).all())
+    weights = weights.repeat(4)
+    ids, multiplicity = planning._draw(weights, 20_000, seed=1)
+    assert len(ids.unique()) == len(ids) == planning._SAMPLE_ROWS
+    assert weights.topk(1000).values.min() <= weights[ids].topk(1000).values.min(), "nothing heavy is left out"
+    for part in (slice(None), slice(len(ids) // 2)):
+        share = float((weights[ids[part]] * multiplicity[part]).sum() / weights.sum())
+        assert share == pytest.approx(1.0 if part == slice(None) else 0.5, rel=0.05)
+    assert float(multiplicity.sum()) == pytest.approx(20_000)
+
+
+def test_the_bound_is_below_every_candidate_without_weights(table: Tensor) -> None:
+    for found in hce.plan(model_with(table), bits_per_weight=1.0):
+        assert 0 < found.bound < found.predicted_error
+        assert found.gap_db > 0
+
+
+def test_a_budget_may_be_a_ratio_bytes_or_bits(table: Tensor) -> None:
+    for given in (
+        (64, None, None),
+        (None, 4000, None),
+        (None, "4 KB", None),
+        (None, "0.004MB", None),
+        (None, None, 0.5),
+    ):
+        assert planning.budget_in_bytes(table, *given) == 4000
+
+
+def test_a_head_costs_where_it_is_tied(table: Tensor) -> None:
+    plans = hce.plan(model_with(table, head=True), ratio=16)
+    cost = {found.config.method: found.head_cost for found in plans}
+    assert cost["subspace"] is not None and cost["rotated"] is not None
+    assert cost["subspace"] < cost["rotated"], "product codes are looked up, trellis codes decoded"
+    for found in hce.plan(model_with(table, head=True), ratio=16, tied=False):
+        assert found.head_cost is None
+
+
+def test_a_budget_is_a_method(table: Tensor, counts: Tensor) -> None:
+    model = model_with(table)
+    best = hce.plan(model, ratio=16, token_counts=counts)[0]
+    compact = hce.compress(model, ratio=16, token_counts=counts)
+    assert compact.config.compact_embeddings["method"] == best.config.method
+    assert compact.compact_embedding.nbytes == best.bytes
+
+
+def test_room_is_left_for_rows_that_are_kept(table: Tensor) -> None:
+    model = model_with(table)
+    model.config.pad_token_id = model.get_input_embeddings().padding_idx = 0
+    for found in hce.plan(model, ratio=16):
+        assert found.config.private_rows == 1
+        assert full_fit(model, found, None)[0] == found.bytes <= TABLE_BYTES / 16
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({}, "Exactly one of `ratio`, `max_bytes` and `bits_per_weight`"),
+        ({"ratio": 10, "bits_per_weight": 1.0}, "Exactly one of"),
+        ({"ratio": 1.0}, "`ratio` is 1.0, but it must be above 1"),
+        ({"ratio": -5}, "`ratio` is -5"),
+        ({"max_bytes": "many"}, "`max_bytes` is 'many'"),
+        ({"max_bytes": TABLE_BYTES}, "the dense table takes 256,000 bytes already"),
+        ({"bits_per_weight": 32}, "`bits_per_weight` is 32, but the dense table takes"),
+        ({"bits_per_weight": 0}, "`bits_per_weight` is 0, but it must be above 0"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(table: Tensor, budget: dict, message: str) -> None:
+    with pytest.raises(hce.CompactConfigError, match=message):
+        hce.plan(model_with(table), **budget)
+
+
+def test_too_small_a_budget_names_one_that_is_enough(table: Tensor) -> None:
+    model = model_with(table)
+    with pytest.raises(hce.CompactConfigError, match=r"The budget is 100 bytes, but the smallest") as caught:
+        hce.plan(model, max_bytes=100)
+    smallest = int(str(caught.value).rsplit("takes ", 1)[1].split(" ")[0].replace(",", ""))
+    assert 100 < smallest < 10_000
+    assert hce.plan(model, max_bytes=smallest)
+
+
+def test_a_sample_smaller_than_the_codebooks_still_plans() -> None:
+    plans = hce.plan(tiny_model("bert"), ratio=4)
+    assert all(found.bytes <= tiny_model("bert").get_input_embeddings().weight.nbytes / 4 for found in plans)
+
+
+def test_the_verb(table: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model_with(table[:300], head=True).save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path), "--max-size", "3KB", "--json"]) == 0
+    plans = json.loads(capsys.readouterr().out)["plans"]
+    assert main(["plan", str(tmp_path), "--max-size", "3000"]) == 0
+    printed = capsys.readouterr().out
+    for found in plans:
+        assert found["config"]["method"] in printed and f"{found['bytes']:,}" in printed
+    assert main(["plan", str(tmp_path), "--max-size", "100"]) == 2
+    assert "hf-compact plan: The budget is 100 bytes" in capsys.readouterr().err
