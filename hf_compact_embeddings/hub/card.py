@@ -206,6 +206,8 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "version": __version__,
         "command": command_of(source, original, "OUTPUT") if source else "",
         "placeholders": _placeholders(source, base_model),
+        "calibration": _calibration(source.get("calibration")),
+        "other_weights": _other_weights(source.get("calibration")),
         "versions": f"hf_compact_embeddings {__version__}, transformers {transformers.__version__}, "
         f"torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}",
     }
@@ -234,6 +236,25 @@ def _placeholders(source: dict[str, Any], base_model: str | None) -> str:
     notes += ["COUNTS is a JSON list with a count for each token id"] if source.get("token_counts") is True else []
     text = "; ".join(notes)
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def _other_weights(calibration: dict[str, Any] | None) -> str:
+    if calibration is None or calibration["trains"] == "tables":
+        return "The other weights were copied from the original when it was compressed."
+    return "The other weights started as the original's and were trained with the table."
+
+
+def _calibration(calibration: dict[str, Any] | None) -> str:
+    """Say how a model was trained after the fit."""
+    if calibration is None:
+        return ""
+    goal = "against the original" if calibration["teacher"] else "on text alone"
+    losses = ", ".join(f"{name} {weight:g}" for name, weight in calibration["losses"].items())
+    return (
+        f"After that it was calibrated {goal}: {calibration['steps']:,} steps of {calibration['batch_size']:,} texts, "
+        f"`trains=\"{calibration['trains']}\"`, losses {losses}, learning rates {calibration['learning_rate']:g} and "
+        f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}."
+    )
 
 
 def _size(name: str, dense: int, compact: int) -> dict[str, str]:

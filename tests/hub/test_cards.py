@@ -135,6 +135,22 @@ def test_a_model_made_without_a_tokenizer_says_so() -> None:
     assert "without a tokenizer" in text
 
 
+def test_a_calibrated_model_says_how_it_was_trained() -> None:
+    compact = hce.compress(dense_model(), "subspace", **OPTIONS)
+    assert "calibrated" not in make_card(compact).text
+    assert "The other weights were copied from the original" in make_card(compact).text
+    note = {"teacher": True, "losses": {"states": 1.0, "sentence": 0.5}, "trains": "all", "steps": 1500}
+    note |= {"batch_size": 64, "learning_rate": 1e-4, "table_learning_rate": 0.01, "seed": 3}
+    compact.config.compact_source["calibration"] = note
+    text = make_card(compact).text
+    assert "calibrated against the original: 1,500 steps of 64 texts" in text
+    assert '`trains="all"`, losses states 1, sentence 0.5, learning rates 0.0001 and 0.01 (table), seed 3.' in text
+    assert "were trained with the table" in text and "copied from the original" not in text
+    note |= {"teacher": False, "trains": "tables"}
+    assert "calibrated on text alone" in make_card(compact).text
+    assert "copied from the original" in make_card(compact).text
+
+
 def test_a_model_from_scratch_has_no_original() -> None:
     config = hce.CompactBertConfig(
         **{name: getattr(dense_model().config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers")},
