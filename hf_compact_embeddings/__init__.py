@@ -6,14 +6,13 @@ attributes of the package: `from hf_compact_embeddings import CompactBertForSequ
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from .version import __version__, require_supported_transformers
 
 require_supported_transformers()
 
-from . import registration  # noqa: E402
+from . import registration, training  # noqa: E402
 from .compression import compress, decompress  # noqa: E402
 from .evaluation.report import Report, inspect  # noqa: E402
 from .evaluation.tasks import Evaluation, evaluate  # noqa: E402
@@ -52,19 +51,20 @@ __all__ = [
     "methods",
     "plan",
     "push_to_hub",
+    "training",
 ]
 
 # Each method's configuration class is a public name: SubspaceConfig and its like.
 _METHOD_CONFIGS = {config_class.__name__: config_class for config_class in config_classes()}
-# Public names whose modules import Trainer, which takes seconds.
-_TRAINING = {"calibrate": "calibration", "CalibrationError": "trainer"}
+# What is imported from `training` when it is asked for.
+_TRAINING = ("CalibrationError", "calibrate")
 
 
 def __getattr__(name: str) -> Any:
     if name in _METHOD_CONFIGS:
         return _METHOD_CONFIGS[name]
     if name in _TRAINING:
-        return getattr(importlib.import_module(f"{__name__}.training.{_TRAINING[name]}"), name)
+        return getattr(training, name)
     if name.startswith(modeling_compact.PREFIX):
         return getattr(modeling_compact, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+import hf_compact_embeddings as hce
 
 from .cases import first_cases
 from .tiny_models import tiny_model
@@ -45,6 +47,16 @@ def run(script: str, *words: Any, home: Path) -> str:
     output = process.communicate(timeout=240)[0]
     assert process.returncode == 0, output
     return output
+
+
+def run_twice(script: str, *words: Any, home: Path) -> None:
+    """Run a script as two processes that train together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = [launch(script, *words, home=home, rank=rank, port=port) for rank in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -85,6 +97,26 @@ def test_glue(folder: Path) -> None:
     words = ["--model_name_or_path", folder / "out", "--task_name", "rte", "--output_dir", folder / "again"]
     run("run_glue.py", *words, "--validation_file", data, "--do_eval", "--use_cpu", home=folder / "home")
     assert results(folder / "again")["eval_accuracy"] == found["eval_accuracy"]
+
+
+@pytest.mark.parametrize("hashing", ["md", "lsh"])
+def test_glue_without_a_vocabulary(hashing: str, folder: Path) -> None:
+    """What `pretrain_hashformer.py` leaves goes through the scripts of every other method."""
+    tokenizer = hce.CompactHashTokenizer(hashing=hashing, model_max_length=32)
+    hashed = hce.HashConfig.for_tokenizer(tokenizer, variant="proj")
+    shape = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    hce.CompactBertModel(hce.CompactBertConfig(**shape, compact_embeddings=hashed)).save_pretrained(folder / "hashed")
+    tokenizer.save_pretrained(folder / "hashed")
+    data = write_rows(folder / "rte.jsonl", pairs("sentence1", "sentence2", 2))
+    words = ["--model_name_or_path", folder / "hashed", "--task_name", "rte", "--output_dir", folder / "out"]
+    run("run_glue.py", *words, "--train_file", data, "--validation_file", data, *TRAINING, home=folder / "home")
+    found = results(folder / "out")["eval_accuracy"]
+    model = AutoModelForSequenceClassification.from_pretrained(folder / "out")
+    saved = AutoTokenizer.from_pretrained(folder / "out")
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    encoded = saved(*([row[name] for row in rows] for name in ("sentence1", "sentence2")), truncation=True)
+    guesses = model(**saved.pad(encoded, return_tensors="pt")).logits.argmax(-1).tolist()
+    assert found == sum(guess == row["label"] for guess, row in zip(guesses, rows, strict=True)) / len(rows)
 
 
 def test_xnli_in_one_language(folder: Path) -> None:
@@ -155,13 +187,20 @@ def test_two_processes_give_the_loss_curve_of_one(folder: Path) -> None:
         return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
     run("run_glue.py", *words, "--output_dir", folder / "one", "--per_device_train_batch_size", 8, home=folder / "home")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     words += ["--output_dir", folder / "two", "--per_device_train_batch_size", "4"]
-    both = [launch("run_glue.py", *words, home=folder / "home", rank=rank, port=port) for rank in range(2)]
-    outputs = [process.communicate(timeout=240)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
+    run_twice("run_glue.py", *words, home=folder / "home")
     one, two = torch.tensor(curve("one")), torch.tensor(curve("two"))
     assert len(one) == 4 and one.std() > 1e-3
     torch.testing.assert_close(one, two, atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["whole", "streaming"])
+def test_two_processes_pretrain_without_a_vocabulary(streaming: bool, folder: Path) -> None:
+    (folder / "corpus.txt").write_text("\n".join(tiny_texts(200)))
+    shape = ["hidden_size=24", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
+    words = ["--train_files", folder / "corpus.txt", "--hashing", "lsh", "--overrides", *shape, "--max_length", "16"]
+    words += ["--output_dir", folder / "run", "--per_device_train_batch_size", "4", "--max_steps", "3", "--use_cpu"]
+    words += ["--report_to", "none", *(["--streaming"] if streaming else [])]
+    run_twice("pretrain_hashformer.py", *words, home=folder / "home")
+    assert (folder / "run" / "checkpoint-3" / "rng_state_1.pth").is_file(), "a second process has trained"
+    AutoModelForSequenceClassification.from_pretrained(folder / "run")

@@ -1,1 +1,26 @@
-"""Training: calibration against the original, and what pretraining needs."""
+"""Training: calibration against the original, and pretraining without a vocabulary."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Importing any of these imports Trainer's dependencies or Trainer itself, which takes seconds.
+_MODULES = {
+    "CalibrationError": "trainer",
+    "DataCollatorForTokenManipulation": "token_manipulation",
+    "calibrate": "calibration",
+    "encoder_of": "token_manipulation",
+    "packed_rows": "token_manipulation",
+    "token_manipulation_model": "token_manipulation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
