@@ -17,13 +17,15 @@ from pathlib import Path
 
 import torch
 import transformers
-from record import read_lines, write
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+from mlm_perplexity import texts_of
+from record import write
+from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.checkpoints import load_compact
 from hf_compact_embeddings.cli.arguments import parse_setting
 from hf_compact_embeddings.evaluation.perplexity import perplexity
+from hf_compact_embeddings.planning import stored_bytes_of_private_rows
 from hf_compact_embeddings.training.calibration import calibrate
 
 
@@ -34,9 +36,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line, to train on")
     parser.add_argument("--held-out", required=True, help="text file for the perplexity")
     parser.add_argument("--method", default="rotated")
-    parser.add_argument("--ratio", type=float, required=True, help="of the table's bytes in float32")
+    parser.add_argument("--ratio", type=float, help="of the table's bytes in float32, for methods that take a budget")
     parser.add_argument("--set", dest="options", action="append", default=[], metavar="OPTION=VALUE")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="0: the fit alone")
     parser.add_argument("--batch", type=int, default=32, help="pieces of 128 tokens a step")
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--table-learning-rate", type=float, default=0.01)
@@ -46,12 +48,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for the fit and the checkpoints")
     parser.add_argument("--output", required=True, help="JSON file to write")
     return parser.parse_args()
-
-
-def texts_of(paths: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Read lines of text, in which WikiText writes words that it left out as `<unk>`."""
-    unknown = tokenizer.unk_token or "<unk>"
-    return [line.replace("<unk>", unknown) for path in paths for line in read_lines(path)]
 
 
 def main() -> None:
@@ -64,13 +60,30 @@ def main() -> None:
     texts = texts_of(options.texts, tokenizer)
     random.Random(options.seed).shuffle(texts)
     if not (options.work / "fit" / "config.json").exists():
-        budget = math.floor(dense.get_input_embeddings().weight.nbytes / options.ratio)
-        kept = len(tokenizer.all_special_ids) * (2 * dense.config.hidden_size + 4)
-        settings = {"max_bytes": budget - kept} | dict(map(parse_setting, options.options))
+        settings = dict(map(parse_setting, options.options))
+        if options.ratio:
+            budget = math.floor(dense.get_input_embeddings().weight.nbytes / options.ratio)
+            settings["max_bytes"] = budget - stored_bytes_of_private_rows(
+                dense.config.hidden_size, len(tokenizer.all_special_ids)
+            )
         fit = hce.compress(dense, options.method, tokenizer=tokenizer, texts=texts, seed=options.seed, **settings)
         fit.save_pretrained(options.work / "fit")
+    report = hce.inspect(load_compact(options.work / "fit"), against=dense).to_dict()
+    models = {"dense": dense, "after_fit": load_compact(options.work / "fit")}
+    if options.steps:
+        models["after_calibration"] = calibrated(dense, tokenizer, texts, options)
+    held_out = texts_of([options.held_out], tokenizer)
+    found = {name: round(perplexity(model, tokenizer, held_out), 2) for name, model in models.items()}
+    seen = options.steps * options.batch
+    write(options.output, found, seed=options.seed, threads=options.threads, pieces_seen=seen, report_after_fit=report)
+    print(json.dumps(found))
+
+
+def calibrated(
+    dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], options: argparse.Namespace
+) -> PreTrainedModel:
+    """Train the fit against the dense model, and return it as it would be saved."""
     compact = load_compact(options.work / "fit")
-    report = hce.inspect(compact, against=dense).to_dict()
     calibrate(
         compact,
         teacher=dense,
@@ -96,16 +109,7 @@ def main() -> None:
         },
     )
     compact.save_pretrained(options.work / "calibrated")
-    held_out = texts_of([options.held_out], tokenizer)
-    models = {
-        "dense": dense,
-        "after_fit": load_compact(options.work / "fit"),
-        "after_calibration": load_compact(options.work / "calibrated"),
-    }
-    found = {name: round(perplexity(model, tokenizer, held_out), 2) for name, model in models.items()}
-    seen = options.steps * options.batch
-    write(options.output, found, seed=options.seed, threads=options.threads, pieces_seen=seen, report_after_fit=report)
-    print(json.dumps(found))
+    return load_compact(options.work / "calibrated")
 
 
 if __name__ == "__main__":
