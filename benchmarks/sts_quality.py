@@ -55,7 +55,9 @@ def sentences_of(paths: list[str], seed: int = 0) -> list[str]:
     """Return one sentence of each of the first long lines of some files, as a sentence encoder sees them."""
     choice = random.Random(seed)
     lines = [
-        line for path in paths for line in itertools.islice((x for x in read_lines(path) if len(x) > 80), _LINES_PER_FILE)
+        line
+        for path in paths
+        for line in itertools.islice((x for x in read_lines(path) if len(x) > 80), _LINES_PER_FILE)
     ]
     choice.shuffle(lines)
     cut = ([part for part in re.split(r"(?<=[.!?]) ", line) if 20 < len(part) < 300] for line in lines)
@@ -65,7 +67,9 @@ def sentences_of(paths: list[str], seed: int = 0) -> list[str]:
 def main() -> None:
     """Measure every setting."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--texts", nargs="+", required=True, help="text to count tokens in and to measure sensitivity on")
+    parser.add_argument(
+        "--texts", nargs="+", required=True, help="text to count tokens in and to measure sensitivity on"
+    )
     parser.add_argument("--pairs", nargs="+", required=True, help="files of sentence pairs with scores")
     parser.add_argument("--model", help="folder or Hub id; by default the demo's")
     parser.add_argument("--output", help="JSON file to write")
