@@ -25,6 +25,7 @@ import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.demo import find_model
 from hf_compact_embeddings.cli.outcome import table
 from hf_compact_embeddings.evaluation.sts import sts_spearman
+from hf_compact_embeddings.planning import stored_bytes_of_private_rows
 from hf_compact_embeddings.token_statistics import count_tokens
 
 _KEPT_ROWS = 5
@@ -34,9 +35,11 @@ _LINES_PER_FILE = 4000
 def settings(values: int, width: int) -> list[hce.StructureConfig]:
     """Return the configurations to measure, for a table of so many values."""
 
+    def budget(ratio: int) -> int:
+        return values * 4 // ratio - stored_bytes_of_private_rows(width, _KEPT_ROWS)
+
     def rotated(ratio: int, **options: object) -> hce.StructureConfig:
-        budget = values * 4 // ratio - _KEPT_ROWS * (2 * width + 4)
-        return hce.RotatedConfig(max_bytes=budget, metric="sensitivity", **options)
+        return hce.RotatedConfig(max_bytes=budget(ratio), metric="sensitivity", **options)
 
     return [
         hce.ScalarConfig(bits=8),
@@ -48,6 +51,7 @@ def settings(values: int, width: int) -> list[hce.StructureConfig]:
         rotated(97),
         rotated(150),
         rotated(500, tiers=2),
+        *(hce.BlocksConfig(max_bytes=budget(ratio), metric="sensitivity") for ratio in (25, 97, 150, 500)),
     ]
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import Tensor
 
+from ..modeling.errors import config_error
 from ..modeling.structure_factorized import FactorizedConfig, FactorizedEmbedding
 from .autoencoder import PAPER_PRESET, AutoencoderOptions, fit_autoencoder
-from .factorization import Algorithm, Factors, fit_svd, quantise_rows, with_row_norms
+from .factorization import Algorithm, Factors, fit_svd, quantise_rows, row_chunks, with_row_norms
 from .source import FitSource, empty_structure, fits
+from .spectrum import metric_roots
 
 _LOSS_TERMS = {"cosine": "cosine_loss", "power": "power_loss", "rmse": "rmse_loss"}
 
@@ -20,12 +23,22 @@ def fit_factorized(config: FactorizedConfig, source: FitSource) -> FactorizedEmb
     structure = empty_structure(config, source)
     assert isinstance(structure, FactorizedEmbedding)
     weights = source.row_weights(config.frequency_power)
+    table, back = source.table, None
+    if config.metric == "sensitivity":
+        if source.metric is None:
+            raise config_error("metric", config.metric, "it needs `texts` and a `tokenizer`")
+        root, back = (matrix.float() for matrix in metric_roots(source.metric, table.shape[1]))
+        table = torch.empty_like(table, dtype=torch.float32)
+        for rows, chunk in row_chunks(source.table):
+            torch.matmul(chunk, root.to(chunk.device), out=table[rows])
     if config.fit == "svd":
         algorithm: Algorithm = "exact" if config.algorithm == "exact" else "gram"
-        factors = fit_svd(source.table, structure.rank, weights, algorithm=algorithm, device=source.device)
+        factors = fit_svd(table, structure.rank, weights, algorithm=algorithm, device=source.device)
     else:
         options = autoencoder_options(config)
-        factors = fit_autoencoder(source.table, structure.rank, options, weights, source.seed, source.device)
+        factors = fit_autoencoder(table, structure.rank, options, weights, source.seed, source.device)
+    if back is not None:
+        factors = _times(factors, back.to(factors.codes.device))
     if config.restore_norm:
         factors = with_row_norms(source.table, factors)
     _store(structure, factors)
@@ -37,6 +50,17 @@ def autoencoder_options(config: FactorizedConfig) -> AutoencoderOptions:
     options = PAPER_PRESET if config.preset == "paper" else AutoencoderOptions(hidden_width=config.hidden_width)
     given = {term: getattr(config, field) for term, field in _LOSS_TERMS.items() if getattr(config, field) is not None}
     return dataclasses.replace(options, loss=dataclasses.replace(options.loss, **given))
+
+
+def _times(factors: Factors, matrix: Tensor) -> Factors:
+    """Return factors that decode to the rows times a matrix (D, D)."""
+    hidden = factors.hidden
+    return dataclasses.replace(
+        factors,
+        decoder=factors.decoder @ matrix,
+        bias=None if factors.bias is None else factors.bias @ matrix,
+        hidden=None if hidden is None else dataclasses.replace(hidden, decoder=hidden.decoder @ matrix),
+    )
 
 
 def _store(structure: FactorizedEmbedding, factors: Factors) -> None:

@@ -80,7 +80,7 @@ def kmeans(
     generator: torch.Generator,
     iterations: int,
     device: torch.device,
-    description: str = "k-means",
+    description: str | None = "k-means",
 ) -> tuple[Tensor, Tensor]:
     """Cluster P problems that share their rows and the rows' weights.
 
@@ -91,7 +91,7 @@ def kmeans(
         generator: of the random choices.
         iterations: rounds at the most.
         device: where to compute.
-        description: what the progress bar says.
+        description: what the progress bar says; None: no bar.
 
     Returns:
         The centroids (P, n, d) and the nearest one of each point (V, P).
@@ -99,7 +99,10 @@ def kmeans(
     rows, problems, width = points.shape
     group = max(1, _SAMPLE_VALUES // (min(rows, entries * _SAMPLES_PER_CENTROID) * width))
     total = (iterations + 1) * rows * problems
-    with tqdm(total=total, desc=description, unit="point", unit_scale=True, leave=False, delay=1.0) as progress:
+    hidden = description is None
+    with tqdm(
+        total=total, desc=description, unit="point", unit_scale=True, leave=False, delay=1.0, disable=hidden
+    ) as progress:
         found = [
             _cluster(part, entries, weights, generator, iterations, device, progress)
             for part in points.split(group, dim=1)
@@ -117,7 +120,7 @@ def _cluster(
     progress: tqdm,
 ) -> tuple[Tensor, Tensor]:
     """Cluster the problems of a group, which share a sample."""
-    sample, sample_weights = _sample(points, entries, weights, generator)
+    sample, sample_weights = sample_rows(points, entries, weights, generator)
     sample = sample.to(device=device, dtype=torch.float32)
     sample_weights = None if sample_weights is None else sample_weights.to(device)
     centroids = _start(sample, entries, sample_weights, generator)
@@ -142,7 +145,7 @@ def _weighted(distances: Tensor, weights: Tensor | None) -> Tensor:
     return distances if weights is None else distances * weights.unsqueeze(-1)
 
 
-def _sample(
+def sample_rows(
     points: Tensor, entries: int, weights: Tensor | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor | None]:
     """Draw rows without replacement, likelier where they weigh more, where there are more than needed."""

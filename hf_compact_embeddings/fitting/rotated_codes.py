@@ -8,15 +8,14 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from ..modeling.structure_rotated import basis_entries
+from ..modeling.tiered import basis_entries
 from . import trellis
-from .spectrum import covariance
+from .principal_axes import mean_row, principal_axes, rows_by_cost
 from .tiers import TierPlan, plan_tiers, row_statistics
 
 logger = logging.get_logger(__name__)
 
 _CHUNK = 8192
-_SHRINKAGE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,24 +111,19 @@ def fit_rotated_codes(
     """
     weights = torch.ones(len(table)) if weights is None else weights
     axis_weights = weights if axis_weights is None else axis_weights
-    forward, backward = _metric_roots(metric, table.shape[1])
-    mean, moment = covariance(table, axis_weights)
-    _, directions = torch.linalg.eigh(forward @ moment @ forward)
-    axes = forward @ directions.flip(1)
-    order = _by_cost(table, weights, mean, forward)
-    plan = plan_tiers(row_statistics(table, weights, order, mean, axes), max_bytes, tiers)
+    axes = principal_axes(table, axis_weights, metric)
+    order = rows_by_cost(table, weights, axes)
+    plan = plan_tiers(row_statistics(table, weights, order, axes.mean, axes.project), max_bytes, tiers)
     rank = len(plan.basis_bits)
-    basis_codes, basis_gains = encode_basis((directions.flip(1).T @ backward)[:rank], plan.basis_bits)
-    basis = decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1]).double()
-    analysis = forward @ torch.linalg.pinv(basis @ forward)
+    basis_codes, basis_gains = encode_basis(axes.basis[:rank], plan.basis_bits)
+    analysis = axes.projection_to(decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1]))
     codes, gains, means, windows, sizes = [], [], [], [], []
     tier_of_row = torch.empty(len(table), dtype=torch.uint8)
     for tier, (ids, bits) in enumerate(zip(order.split(list(plan.sizes)), plan.bits, strict=True)):
         ids = (ids if only is None else ids[torch.isin(ids, only)]).sort().values
         tier_of_row[ids] = tier
         sizes.append(len(ids))
-        tier_mean, _ = _mean_of(table, axis_weights, ids)
-        means.append(tier_mean.half().float())
+        means.append(mean_row(table, axis_weights, ids).half().float())
         found, tier_gains, window = _encode_tier(table, axis_weights, ids, means[-1], analysis, bits, max_window_bits)
         codes.append(found)
         gains.append(tier_gains)
@@ -184,26 +178,3 @@ def _encode_tier(
         power += chunk_weight @ read.square()
     gains[axes] = (cross / power.clamp(min=1e-30)).half().float()
     return torch.cat(codes), gains, window
-
-
-def _metric_roots(metric: Tensor | None, dim: int) -> tuple[Tensor, Tensor]:
-    """Return the square root of a metric (D, D), made positive definite, and its inverse."""
-    if metric is None:
-        return torch.eye(dim).double(), torch.eye(dim).double()
-    values, vectors = torch.linalg.eigh(metric.double())
-    values = (values.clamp(min=0.0) / values.clamp(min=0.0).mean()) + _SHRINKAGE
-    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
-
-
-def _by_cost(table: Tensor, weights: Tensor, mean: Tensor, forward: Tensor) -> Tensor:
-    """Return the rows (V,) by falling cost of leaving them at the mean."""
-    energy = torch.cat([((rows.double() - mean) @ forward).square().sum(1) for rows in table.split(_CHUNK)])
-    return (energy * weights.double()).argsort(descending=True, stable=True)
-
-
-def _mean_of(table: Tensor, weights: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    total = torch.zeros(table.shape[1]).double()
-    for chunk in ids.split(_CHUNK):
-        total += weights[chunk].double() @ table[chunk].double()
-    mass = weights[ids].double().sum()
-    return total / mass.clamp(min=1e-30), mass

@@ -1,4 +1,4 @@
-"""The spectrum of a table, and the least error that any code of a given rate can reach on it."""
+"""The spectrum of a table, the root of a metric, and the least error that any code of a given rate can reach."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from torch import Tensor
 
 _ROWS_PER_CHUNK = 8192
 _BISECTIONS = 200
+# Of the mean eigenvalue: what a metric that was measured on few texts says at least of any direction.
+_SHRINKAGE = 0.1
 
 
 def covariance(table: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -30,6 +32,18 @@ def covariance(table: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Te
         moment += scaled.T @ chunk
     mean /= total
     return mean, moment / total - torch.outer(mean, mean)
+
+
+def metric_roots(metric: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
+    """Return the square root of a metric (D, D), made positive definite, and its inverse, float64.
+
+    Plain distances between rows times the root are distances in the metric.
+    """
+    if metric is None:
+        return torch.eye(width).double(), torch.eye(width).double()
+    values, vectors = torch.linalg.eigh(metric.double())
+    values = (values.clamp(min=0.0) / values.clamp(min=0.0).mean()) + _SHRINKAGE
+    return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
 
 
 def shannon_bound(eigenvalues: Tensor, bits_per_weight: float) -> float:

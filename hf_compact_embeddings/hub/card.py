@@ -252,7 +252,7 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
     losses = ", ".join(f"{name} {weight:g}" for name, weight in calibration["losses"].items())
     return (
         f"After that it was calibrated {goal}: {calibration['steps']:,} steps of {calibration['batch_size']:,} texts, "
-        f"`trains=\"{calibration['trains']}\"`, losses {losses}, learning rates {calibration['learning_rate']:g} and "
+        f'`trains="{calibration["trains"]}"`, losses {losses}, learning rates {calibration["learning_rate"]:g} and '
         f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}."
     )
 

@@ -23,6 +23,7 @@ from .code_files import changed_files, code_record, shipped_files
 from .errors import CheckpointError, CompactConfigError
 from .extra_inputs import take_extra_inputs
 from .structure import CompactEmbedding, StructureConfig, config_from_dict
+from .structure_blocks import BlocksEmbedding  # noqa: F401
 from .structure_factorized import FactorizedEmbedding  # noqa: F401
 from .structure_hashed import HashEmbedding  # noqa: F401
 from .structure_rotated import RotatedEmbedding  # noqa: F401

@@ -39,6 +39,8 @@ class FactorizedConfig(StructureConfig):
         restore_norm: store a float16 scale a row that gives each decoded row its original norm.
         int8_codes: store codes in 8 bits, with a float16 scale a row; they are then not trained.
         frequency_power: tokens weigh (count + 1)^power in the fit, where counts are known.
+        metric: what an error costs: "plain", its squared length; "sensitivity", how far it moves what the model gives
+            over `texts`: the scores of a head that is tied to the table, or else the states.
         trainable: what later training changes: "all", "decoder" or "none".
     """
 
@@ -57,6 +59,7 @@ class FactorizedConfig(StructureConfig):
     restore_norm: bool = False
     int8_codes: bool = False
     frequency_power: float = 0.75
+    metric: str = "plain"
     trainable: str = "all"
 
     def __post_init__(self) -> None:
@@ -83,6 +86,7 @@ class FactorizedConfig(StructureConfig):
         self.require_choice("restore_norm", (True, False))
         self.require_choice("int8_codes", (True, False))
         self.require_number("frequency_power", 0.0, 4.0)
+        self.require_choice("metric", ("plain", "sensitivity"))
         self.require_choice("trainable", ("all", "decoder", "none"))
         if self.hidden_width and (self.fit, self.preset) != ("autoencoder", "default"):
             given = (self.fit, self.preset)

@@ -1,0 +1,56 @@
+"""The axes that rotated codes work in: principal for weighted rows, in the metric that says what errors cost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from .spectrum import covariance, metric_roots
+
+_CHUNK = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class PrincipalAxes:
+    """Axes of a table (V, D), those of most variance first; all float64.
+
+    Attributes:
+        mean: of the weighted rows (D,).
+        root: the square root of the metric (D, D): plain distances behind it are distances in the metric.
+        project: takes centred rows to their coordinates (D, D).
+        basis: takes coordinates back to centred rows (D, D); a row an axis.
+    """
+
+    mean: Tensor
+    root: Tensor
+    project: Tensor
+    basis: Tensor
+
+    def projection_to(self, basis: Tensor) -> Tensor:
+        """Return what takes centred rows to their coordinates (D, r) on a basis (r, D) as it is stored."""
+        return self.root @ torch.linalg.pinv(basis.double() @ self.root)
+
+
+def principal_axes(table: Tensor, weights: Tensor, metric: Tensor | None = None) -> PrincipalAxes:
+    """Find the axes of rows (V, D) that weigh (V,) in a metric (D, D); None: plain distance."""
+    root, inverse = metric_roots(metric, table.shape[1])
+    mean, moment = covariance(table, weights)
+    _, directions = torch.linalg.eigh(root @ moment @ root)
+    directions = directions.flip(1)
+    return PrincipalAxes(mean=mean, root=root, project=root @ directions, basis=directions.T @ inverse)
+
+
+def rows_by_cost(table: Tensor, weights: Tensor, axes: PrincipalAxes) -> Tensor:
+    """Return the rows (V,) by falling cost of leaving them at the mean."""
+    energy = [((rows.double() - axes.mean) @ axes.root).square().sum(1) for rows in table.split(_CHUNK)]
+    return (torch.cat(energy) * weights.double()).argsort(descending=True, stable=True)
+
+
+def mean_row(table: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
+    """Return the weighted mean (D,) of some rows, float64."""
+    total = torch.zeros(table.shape[1], dtype=torch.float64)
+    for chunk in ids.split(_CHUNK):
+        total += weights[chunk].double() @ table[chunk].double()
+    return total / weights[ids].double().sum().clamp(min=1e-30)
