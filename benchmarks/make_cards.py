@@ -34,6 +34,7 @@ SIZES: dict[str, tuple[dict[str, Any], ...]] = {
     "subspace": ({"num_subspaces": 48}, {"num_subspaces": 24}, {"num_subspaces": 8}),
     "scalar": ({"bits": 8}, {"bits": 4, "group_size": 32}, {"bits": 4}),
     "rotated": ({"bits_per_weight": 1.28}, {"bits_per_weight": 0.32}, {"bits_per_weight": 0.064}),
+    "blocks": ({"bits_per_weight": 1.28}, {"bits_per_weight": 0.32}, {"bits_per_weight": 0.064}),
     "hash": ({"variant": "pool"}, {"variant": "proj", "hashing": "lsh"}),
     "factorized": ({"ratio": 2.0}, {"ratio": 4.0}, {"ratio": 10.0}),
 }

@@ -198,6 +198,9 @@ class TieredEmbedding(CompactEmbedding):
         assert self.basis_codes is not None and self.basis_bits is not None
         rows, start = [], 0
         for bits in self.basis_bits.tolist():
+            if not bits:
+                rows.append(torch.zeros(1, self.embedding_dim, device=self.codes.device))
+                continue
             entries = basis_entries(self.embedding_dim, bits)
             size = entries * bits // 8
             code = self.basis_codes[start : start + size].view(1, size)
@@ -259,7 +262,12 @@ def state_of(tensor: Tensor | None) -> tuple[int, int, torch.device] | tuple[()]
 
 
 def basis_entries(width: int, bits: int) -> int:
-    """Return to how many entries an axis (D,) is padded so that its code fills whole bytes and one window."""
+    """Return to how many entries an axis (D,) is padded so that its code fills whole bytes and one window.
+
+    An axis without bits has no code.
+    """
+    if not bits:
+        return 0
     while width * bits % 8 or width * bits < MIN_WINDOW_BITS:
         width += 1
     return width

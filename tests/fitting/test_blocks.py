@@ -223,3 +223,13 @@ def test_codes_that_are_alike_are_counted() -> None:
     assert before >= 1
     structure.tier_codes(0)[2] = structure.tier_codes(0)[0]
     assert structure.collisions() == before + 1
+
+
+def test_an_axis_without_bits_is_refused_at_once() -> None:
+    structure = fit(spectrum_table())
+    assert structure.basis_bits is not None
+    with torch.no_grad():
+        structure.basis_bits[-1] = 0
+    assert bool(structure.axes()[-1].eq(0).all())
+    with pytest.raises(CheckpointError, match="`basis_bits` adds up to"):
+        structure.check_values()
