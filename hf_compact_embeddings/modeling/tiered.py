@@ -249,6 +249,8 @@ class TieredEmbedding(CompactEmbedding):
             size = sum(basis_entries(self.embedding_dim, count) * count // 8 for count in bits)
             if size != config.basis_bytes:
                 raise CheckpointError(f"`basis_bits` adds up to {size} bytes, `basis_bytes` is {config.basis_bytes}.")
+        # Read now, and kept: a compiler that traces the model could not.
+        self.axes()
 
 
 def stored_table(present: bool, *shape: int) -> Tensor | None:

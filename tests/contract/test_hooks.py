@@ -13,7 +13,6 @@ from ..cases import (
     Case,
     build_structure,
     compress_tiny,
-    first_cases,
     for_all,
     for_all_with_extras,
     for_each_method,
@@ -67,8 +66,9 @@ def test_look_up_and_scores_are_one_graph_each(case: Case) -> None:
     torch.testing.assert_close(compiled(hidden, project=True), scores)
 
 
-def test_a_whole_model_is_one_graph() -> None:
-    _, compact = compress_tiny("bert", first_cases("project")[0])
+@for_each_method("project")
+def test_a_whole_model_is_one_graph(case: Case) -> None:
+    _, compact = compress_tiny("bert", case)
     torch._dynamo.reset()
     compiled = torch.compile(compact, backend="aot_eager", fullgraph=True)
     outputs = compiled(**tiny_inputs(compact)).logits
