@@ -205,9 +205,9 @@ class _Sample:
         error = self._error(config, size)
         if size == self.rows:
             return stored, error
+        grown = max(0.0, error - self._error(config, size // 2))
         half, whole = _effective_rows(self.fit_weights[: size // 2]), _effective_rows(self.fit_weights)
-        slope = max(0.0, error - self._error(config, size // 2)) / (1 / half - 1 / whole)
-        return stored, error + slope * max(0.0, 1 / whole - 1 / self.effective_rows)
+        return stored, error + grown * _share_to_come(1 / half, 1 / whole, 1 / self.effective_rows)
 
     def _error(self, config: StructureConfig, size: int) -> float:
         """Return the relative MSE of a fit to the first rows of the sample."""
@@ -247,3 +247,17 @@ def _draw(weights: Tensor | None, rows: int, seed: int) -> tuple[Tensor, Tensor]
 def _effective_rows(weights: Tensor) -> float:
     """Return how many rows of equal weight would say as much as rows of these weights (n,)."""
     return float(weights.sum().square() / weights.square().sum())
+
+
+def _share_to_come(half: float, whole: float, table: float) -> float:
+    """Return how much an error still grows from sample to table, for what it grew from half of the sample to all.
+
+    Args:
+        half: one over the effective rows of half of the sample.
+        whole: the same of the sample.
+        table: the same of the table.
+    """
+    if half <= whole:
+        # A few rows that weigh nearly everything are in one half: the halves do not tell how errors grow.
+        return 0.0
+    return min(1.0, max(0.0, (whole - table) / (half - whole)))

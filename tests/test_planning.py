@@ -96,6 +96,28 @@ def test_half_of_a_sample_is_a_sample_and_the_heaviest_rows_are_in_it() -> None:
     assert float(multiplicity.sum()) == pytest.approx(20_000)
 
 
+def test_one_row_that_weighs_nearly_everything_does_not_break_the_prediction(
+    table: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "_SAMPLE_ROWS", 1000)
+    model = model_with(table)
+    for heavy in (0, 1, 2, 3):  # in either half of the sample
+        counts = torch.ones(ROWS).index_fill(0, torch.tensor([heavy]), 1e7)
+        sample = planning._Sample(model.get_input_embeddings().weight.detach(), counts, False, seed=0)
+        config = hce.SubspaceConfig(num_subspaces=4, codebook_size=16)
+        predicted = sample.predict(config)[1]
+        found = full_fit(model, planning.Plan(config, 0, 1.0, 0.0, 0.0, 0.0, None), counts)[1]
+        assert 0 <= predicted < 1 and predicted == pytest.approx(found, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("half", "whole", "rows", "share"),
+    [(2, 4, 8, 0.5), (2, 4, 4, 0.0), (2, 2, 8, 0.0), (4, 2, 8, 0.0), (3.9, 4, 8, 1.0)],
+)
+def test_errors_grow_by_no_more_than_they_did(half: float, whole: float, rows: float, share: float) -> None:
+    assert planning._share_to_come(1 / half, 1 / whole, 1 / rows) == pytest.approx(share)
+
+
 def test_the_bound_is_below_every_candidate_without_weights(table: Tensor) -> None:
     for found in hce.plan(model_with(table), bits_per_weight=1.0):
         assert 0 < found.bound < found.predicted_error

@@ -188,7 +188,7 @@ class TieredEmbedding(CompactEmbedding):
         if self.basis is not None:
             return self.basis
         assert self.basis_gains is not None
-        key = state_of(self.basis_codes)
+        key = (*state_of(self.basis_codes), *state_of(self.basis_bits))
         if self._basis_values is None or not torch.compiler.is_compiling() and self._basis_values[0] != key:
             self._basis_values = (key, self._read_basis())
         return self._basis_values[1].to(self.basis_gains) * self.basis_gains.unsqueeze(-1)
