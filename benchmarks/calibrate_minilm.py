@@ -1,10 +1,11 @@
 """Calibrate a compact all-MiniLM-L6-v2 by distillation, and measure it on the STS benchmark.
 
-    python benchmarks/calibrate_minilm.py --texts reviews.txt wikitext2/train.txt --sts stsb/en \
+    python benchmarks/calibrate_minilm.py --texts reviews.txt wikitext2/train.txt glue/rte/train.jsonl --sts stsb/en \
         --method subspace --set num_subspaces=8 --steps 2000 --work calibration_f8 --output benchmarks/results/f8.json
 
-Trains on sentences of unlabelled text, none of which is of the STS benchmark; selects the checkpoint on the validation
-part; reads the test part once, at the end. Killed and started again with the same arguments, it goes on where it was.
+Trains on sentences of unlabelled text, from which every sentence of the STS benchmark is taken out; selects the
+checkpoint on the validation part; reads the test part once, at the end. Killed and started again with the same
+arguments, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ import json
 import random
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from processor import prepare
 from record import read_rows, write
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, TrainerCallback
 
@@ -31,15 +34,17 @@ from hf_compact_embeddings.token_statistics import count_tokens
 from hf_compact_embeddings.training.calibration import calibrate
 
 _ENDS = re.compile(r"(?<=[.!?])\s+")
-_WORDS = (4, 40)
+_WORD = re.compile(r"\w+")
 
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="by default all-MiniLM-L6-v2, from the Hub or from PyPI")
-    parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line")
-    parser.add_argument("--sts", required=True, help="folder with validation.jsonl and test.jsonl of the benchmark")
+    parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line, or JSON lines of texts")
+    parser.add_argument("--words", nargs=2, type=int, default=(4, 40), metavar=("LEAST", "MOST"), help="of a sentence")
+    parser.add_argument("--most", type=int, help="sentences of a file")
+    parser.add_argument("--sts", required=True, help="folder with train, validation and test .jsonl of the benchmark")
     parser.add_argument("--method", default="subspace")
     parser.add_argument("--set", dest="options", action="append", default=[], metavar="OPTION=VALUE")
     parser.add_argument("--steps", type=int, default=2000)
@@ -58,18 +63,41 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def sentences(paths: list[str], seed: int) -> list[str]:
-    """Return the different sentences of the files, of moderate length, in random order."""
+def sentences(options: argparse.Namespace) -> list[str]:
+    """Return different sentences of the files, of so many words, in random order."""
+    least, most = options.words
+    without = sentences_of_benchmark(Path(options.sts))
     found: dict[str, None] = {}
-    for path in paths:
-        with Path(path).open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                for sentence in _ENDS.split(line.strip()):
-                    if _WORDS[0] <= len(sentence.split()) <= _WORDS[1]:
-                        found[sentence] = None
+    for path in options.texts:
+        whole = (sentence for text in texts_of(Path(path)) for sentence in _ENDS.split(text.strip()))
+        fitting = {text: None for text in whole if least <= len(text.split()) <= most and plain(text) not in without}
+        chosen = list(fitting)
+        random.Random(options.seed).shuffle(chosen)
+        found.update(dict.fromkeys(chosen[: options.most]))
     result = list(found)
-    random.Random(seed).shuffle(result)
+    random.Random(options.seed).shuffle(result)
     return result
+
+
+def texts_of(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file, or the texts in the rows of JSON lines."""
+    if path.suffix != ".jsonl":
+        with path.open(encoding="utf-8", errors="replace") as file:
+            yield from file
+        return
+    for row in read_rows(path):
+        yield from (value for value in row.values() if isinstance(value, str))
+
+
+def plain(sentence: str) -> str:
+    """Return the words of a sentence without case and punctuation."""
+    return " ".join(_WORD.findall(sentence.lower()))
+
+
+def sentences_of_benchmark(folder: Path) -> set[str]:
+    """Return every sentence of all parts of the benchmark, plain."""
+    rows = (row for path in sorted(folder.glob("*.jsonl")) for row in read_rows(path))
+    return {plain(row[name]) for row in rows for name in ("sentence1", "sentence2")}
 
 
 class Selection(TrainerCallback):
@@ -108,13 +136,13 @@ class Selection(TrainerCallback):
 def main() -> None:
     """Fit, calibrate, measure, write."""
     options = parse()
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     transformers.utils.logging.disable_progress_bar()
     work = Path(options.work)
     work.mkdir(parents=True, exist_ok=True)
     source = options.model or find_model()
     tokenizer, dense = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
-    texts = sentences(options.texts, options.seed)
+    texts = sentences(options)
     if not (work / "fit" / "config.json").exists():
         counts = count_tokens(texts, tokenizer, dense.get_input_embeddings().num_embeddings)
         settings = dict(map(parse_setting, options.options))

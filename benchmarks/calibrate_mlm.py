@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import transformers
 from mlm_perplexity import texts_of
+from processor import prepare
 from record import write
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -53,7 +54,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Fit, calibrate, measure, write."""
     options = parse()
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     transformers.utils.logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     dense = AutoModelForMaskedLM.from_pretrained(options.model, dtype=torch.float32)

@@ -11,6 +11,8 @@ STYLES: dict[str, tuple[str, str, str]] = {
     "rotated, frequency and sensitivity": ("#D55E00", "o", "-"),
     "rotated, frequency": ("#E69F00", "D", "-"),
     "rotated": ("#0072B2", "o", "-"),
+    "blocks, frequency and sensitivity": ("#B8A000", "p", "-"),
+    "blocks": ("#B8A000", "p", "-"),
     "subspace, frequency": ("#009E73", "s", "-"),
     "subspace": ("#009E73", "s", "-"),
     "factorized (SVD), frequency": ("#CC79A7", "v", "-"),

@@ -57,10 +57,11 @@ def all_settings(table: Table) -> list[Setting]:
 
 
 def unweighted(table: Table, label: str, bits: float, opq: int = 2) -> list[Setting]:
-    """Return our best method and faiss, none of which knows how often tokens occur."""
+    """Return our best methods and faiss, none of which knows how often tokens occur."""
     budget = table.budget(bits)
     return [
-        _rotated("rotated", label, budget),
+        _budgeted("rotated", "", label, budget),
+        _budgeted("blocks", "", label, budget),
         *_peer("faiss", "faiss PQ", label, pq_settings(table.rows, table.width, budget)),
         *_peer("faiss", "faiss OPQ", label, opq_settings(table.rows, table.width, budget, table.variances, opq)),
     ]
@@ -69,13 +70,13 @@ def unweighted(table: Table, label: str, bits: float, opq: int = 2) -> list[Sett
 def _at_ratio(table: Table, ratio: int) -> Iterator[Setting]:
     label, bits = f"{ratio}x", 32 / ratio
     budget = table.budget(bits)
-    yield _rotated(
-        "rotated, frequency and sensitivity", label, budget, weighted=True, scored=True, metric="sensitivity"
-    )
+    for method in ("rotated", "blocks"):
+        suffix = ", frequency and sensitivity"
+        yield _budgeted(method, suffix, label, budget, weighted=True, scored=True, metric="sensitivity")
     if ratio in (8, 25, 97):
         yield from _factorized(table, label, bits, _FREQUENCY_POWER)
     if ratio in (25, 97):
-        yield _rotated("rotated, frequency", label, budget, weighted=True, scored=True)
+        yield _budgeted("rotated", ", frequency", label, budget, weighted=True, scored=True)
         yield from _peer(
             "model2vec",
             "model2vec vocabulary",
@@ -88,7 +89,7 @@ def _at_ratio(table: Table, ratio: int) -> Iterator[Setting]:
             yield from _peer("faiss", "faiss OPQ, rows drawn by frequency", label, turned, weighted=True, scored=True)
     if ratio in (25, 97, 500):
         yield from _subspaces(table, label, bits, _FREQUENCY_POWER)
-        yield _rotated("rotated", label, budget, scored=True)
+        yield _budgeted("rotated", "", label, budget, scored=True)
         yield from _peer("faiss", "faiss PQ", label, pq_settings(table.rows, table.width, budget), scored=True)
         turned = opq_settings(table.rows, table.width, budget, table.variances, 1)
         yield from _peer("faiss", "faiss OPQ", label, turned, scored=True)
@@ -112,11 +113,11 @@ def _rounded(bits: int, group: int | None) -> str:
     return f"{bits} bits" if group is None else f"{bits} bits, groups of {group}"
 
 
-def _rotated(
-    family: str, label: str, budget: int, weighted: bool = False, scored: bool = False, **options: object
+def _budgeted(
+    method: str, suffix: str, label: str, budget: int, weighted: bool = False, scored: bool = False, **options: object
 ) -> Setting:
-    given = {"method": "rotated", "max_bytes": budget, **options}
-    return _setting(family, label, OURS, given, weighted=weighted, scored=scored)
+    given = {"method": method, "max_bytes": budget, **options}
+    return _setting(f"{method}{suffix}", label, OURS, given, weighted=weighted, scored=scored)
 
 
 def _subspaces(table: Table, label: str, bits: float, power: float) -> Iterator[Setting]:

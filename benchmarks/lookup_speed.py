@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from hf_compact_embeddings.cli.outcome import table
 from hf_compact_embeddings.fitting import FitSource, fit_structure
 
 SHAPES = ((30_522, 384), (30_522, 768), (250_002, 768))
+# Bytes a row of `subspace`; the other two are measured at the middle one's.
 SUBSPACES = (4, 8, 16)
 TOKENS = 1024
 QUERIES = (1, 32)
@@ -36,6 +38,17 @@ def ratio(compact: Callable[[], object], dense: Callable[[], object], rounds: in
     return compact_time, compact_time / dense_time
 
 
+def settings(rows: int) -> dict[str, hce.StructureConfig]:
+    """Return what to measure: random codes and a padding row kept exactly, so that nothing waits for a fit."""
+    given: dict[str, Any] = {"init": "random", "private_rows": 1, "mask_padding": False}
+    budget = SUBSPACES[len(SUBSPACES) // 2] * rows
+    return {
+        **{f"subspace, f = {count}": hce.SubspaceConfig(num_subspaces=count, **given) for count in SUBSPACES},
+        "blocks": hce.BlocksConfig(max_bytes=budget, **given),
+        "rotated": hce.RotatedConfig(max_bytes=budget, **given),
+    }
+
+
 @torch.no_grad()
 def main() -> None:
     """Measure every shape."""
@@ -49,12 +62,10 @@ def main() -> None:
         weight = torch.randn(count, width)
         dense = torch.nn.Embedding(count, width, _weight=weight)
         ids = torch.randint(count, (8, TOKENS // 8))
-        for subspaces in SUBSPACES:
-            # Random codes and a padding row kept exactly: what compress() gives, without waiting for a fit.
-            config = hce.SubspaceConfig(num_subspaces=subspaces, init="random", private_rows=1, mask_padding=False)
+        for name, config in settings(count).items():
             compact = fit_structure(config, FitSource(weight))
             compact.set_private_rows(torch.tensor([0]), weight[:1])
-            cells = [f"{count:,} x {width}", str(subspaces)]
+            cells = [f"{count:,} x {width}", name]
             seconds, relative = ratio(lambda: compact(ids), lambda: dense(ids), options.rounds)  # noqa: B023
             cells += [f"{seconds * 1e6:.0f} us", f"{relative:.2f}"]
             for queries in QUERIES:
@@ -62,7 +73,7 @@ def main() -> None:
                 seconds, relative = ratio(lambda: compact.project(hidden), lambda: hidden @ weight.T, 11)  # noqa: B023
                 cells += [f"{seconds * 1e3:.2f} ms", f"{relative:.2f}"]
             rows.append(cells)
-    header = ["table", "f", f"{TOKENS} look-ups", "over dense"]
+    header = ["table", "method", f"{TOKENS} look-ups", "over dense"]
     for queries in QUERIES:
         header += [f"scores of {queries}", "over dense"]
     print(table(header, rows))

@@ -80,15 +80,16 @@ class DataCollatorForTokenManipulation:
     `random_probability`, by a random one (label 2); else kept (label 0). A token that is replaced by itself counts as
     kept. Special tokens and padding keep the label -100, which losses ignore. Signatures move with their ids.
 
-    There is no vocabulary to draw a random token from, so it is drawn from the last `pool_size` tokens that this
-    collator has seen, frequent ones more often.
+    There is no vocabulary to draw a random token from, so it is drawn from the different tokens that this collator has
+    seen, each as likely as any other: as from a vocabulary. (Drawn as often as they occur, they fit in so well that a
+    small model learns nothing.)
 
     Attributes:
         tokenizer: pads the rows, and knows its special tokens.
         shuffle_probability: of a token to be replaced by another one of its row.
         random_probability: of one of the others to be replaced by a random one.
         pad_to_multiple_of: pad to a length that this number divides.
-        pool_size: tokens to draw random ones from.
+        pool_size: different tokens to draw random ones from, those seen last.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -148,6 +149,9 @@ class DataCollatorForTokenManipulation:
         return shuffled, rows * ordinary.shape[1] + order[rows, other]
 
     def _remember(self, tokens: dict[str, Tensor]) -> None:
-        for name, new in tokens.items():
-            known = self._pool.get(name, new[:0])
-            self._pool[name] = torch.cat([known, new])[-self.pool_size :]
+        """Add to the pool what it lacks, in the order of when each was last seen."""
+        seen = {name: torch.cat([self._pool.get(name, new[:0]), new]) for name, new in tokens.items()}
+        unique, owner = seen["input_ids"].unique(return_inverse=True)
+        last = torch.zeros_like(unique).scatter_reduce_(0, owner, torch.arange(len(owner)), "amax")
+        kept = last.sort().values[-self.pool_size :]
+        self._pool = {name: values[kept] for name, values in seen.items()}
