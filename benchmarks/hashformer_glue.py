@@ -27,6 +27,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
 import transformers  # noqa: E402
+from record import read_rows, write  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 from torch import Tensor  # noqa: E402
 from transformers import (  # noqa: E402
@@ -92,9 +93,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {"pretraining": {}, "runs": {}}
     if options.output.exists():
-        result = json.loads(options.output.read_text())
-    result["command"] = " ".join(["python", *sys.argv])
-    result["options"] = {name: str(value) for name, value in vars(options).items()}
+        result = json.loads(options.output.read_text())["results"]
     for arm in options.arms:
         folder = options.work / arm
         if not (folder / "config.json").exists():
@@ -109,13 +108,14 @@ def main() -> None:
                 if key not in result["runs"]:
                     result["runs"][key] = fine_tune(arm, task, seed, options)
                     save(result, options)
+    save(result, options)
     print(table(result))
 
 
 def save(result: dict[str, Any], options: argparse.Namespace) -> None:
     """Write everything that is known, with mean and spread."""
     result["summary"] = summary(result)
-    options.output.write_text(json.dumps(result, indent=1))
+    write(options.output, result, threads=options.threads)
     print(f"{time.strftime('%H:%M:%S')} {len(result['runs'])} runs", file=sys.stderr, flush=True)
 
 
@@ -295,7 +295,7 @@ def fine_tune(arm: str, task: str, seed: int, options: argparse.Namespace) -> di
     else:
         model = AutoModelForSequenceClassification.from_config(config_of(name, tokenizer, options))
     model = model.to(options.device).train()
-    train, rows = (read(options.glue / task / f"{part}.jsonl") for part in ("train", "validation"))
+    train, rows = (read_rows(options.glue / task / f"{part}.jsonl") for part in ("train", "validation"))
     # The same rows in every run: the subset does not depend on the seed.
     chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: options.max_rows]
     train = [train[int(index)] for index in chosen]
@@ -319,11 +319,6 @@ def fine_tune(arm: str, task: str, seed: int, options: argparse.Namespace) -> di
             guesses += model(**moved).logits.argmax(-1).tolist()
     truth = [int(row["label"]) for row in rows]
     return {"score": score(task, guesses, truth), "seconds": time.perf_counter() - started}
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:

@@ -107,6 +107,19 @@ def test_random_tokens_come_from_what_was_seen() -> None:
     assert not set(batch["input_ids"].flatten().tolist()) & set(tokenizer(WORDS[0])["input_ids"][1:-1]), "forgotten"
 
 
+def test_each_different_token_is_as_likely_as_any_other() -> None:
+    torch.manual_seed(0)
+    tokenizer = CompactHashTokenizer(hashing="lsh")
+    collator = DataCollatorForTokenManipulation(tokenizer, 0.0, 1.0)
+    often, once = tokenizer("often once")["input_ids"][1:3]
+    row = tokenizer(" ".join(["often"] * 99 + ["once"]))
+    signatures = dict(zip(row["input_ids"], row["signatures"], strict=True))
+    batch = collator([row] * 20)
+    assert 0.4 < float((batch["input_ids"] == once).sum()) / float((batch["labels"] >= 0).sum()) < 0.6
+    for one, signature in ((often, signatures[often]), (once, signatures[once])):
+        assert (batch["signatures"][batch["input_ids"] == one] == torch.tensor(signature)).all(), "they belong together"
+
+
 @pytest.mark.parametrize("tokenizer", tokenizers(), ids=["md", "lsh", "wordpiece"])
 def test_texts_are_joined_and_cut(tokenizer: transformers.PreTrainedTokenizerBase) -> None:
     texts = tiny_texts(7)
