@@ -188,16 +188,20 @@ def main() -> None:
             "seed": options.seed,
         },
     )
-    best = load_compact(work / "best")
+    models = {"dense": dense, "after_fit": load_compact(work / "fit"), "after_calibration": load_compact(work / "best")}
     test = read_rows(Path(options.sts) / "test.jsonl")
     found = {
-        "dense": round(sts_spearman(dense, tokenizer, test), 2),
-        "after_fit": round(sts_spearman(load_compact(work / "fit"), tokenizer, test), 2),
-        "after_calibration": round(sts_spearman(best, tokenizer, test), 2),
+        part: {name: round(sts_spearman(model, tokenizer, rows), 2) for name, model in models.items()}
+        for part, rows in (("validation", validation), ("test", test))
     }
     write(
         options.output,
-        {"sts_test": found, "curve_on_validation": selection.curve, "report_after_fit": report},
+        {
+            "sts_validation": found["validation"],
+            "sts_test": found["test"],
+            "curve_on_validation": selection.curve,
+            "report_after_fit": report,
+        },
         seed=options.seed,
         threads=options.threads,
         sentences=len(texts),

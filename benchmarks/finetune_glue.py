@@ -1,0 +1,154 @@
+"""Compact checkpoints fine-tuned on five tasks of GLUE, beside the dense model fine-tuned with the same seeds.
+
+    python benchmarks/finetune_glue.py --arms dense=sentence-transformers/all-MiniLM-L6-v2 100x=calibrated/100x \
+        500x=calibrated/500x --data glue --sts stsb/en --work finetuned --output benchmarks/results/finetune_glue.json
+
+Every arm is trained alike, by Trainer, with its defaults but for the options below: nothing is chosen on the
+validation rows, which give the scores. SST-2 on 10,000 rows, the same in all runs. A run that is finished is not done
+again: the same command goes on where it was interrupted, and several commands with other `--seeds` can share the work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from processor import prepare
+from record import read_rows, write
+from transformers import AutoTokenizer
+
+import hf_compact_embeddings  # noqa: F401
+from hf_compact_embeddings.evaluation.classification import find_task
+from hf_compact_embeddings.evaluation.finetuning import classify
+from hf_compact_embeddings.evaluation.metrics import interval_95
+
+TASKS = ("sst2", "cola", "mrpc", "rte", "stsb")
+MOST_ROWS = 10_000
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--arms", nargs="+", required=True, metavar="NAME=MODEL", help="the first is the dense one")
+    parser.add_argument("--data", type=Path, required=True, help="folder with sst2, cola, mrpc and rte")
+    parser.add_argument("--sts", type=Path, required=True, help="folder of the STS benchmark")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, required=True, help="folder with a file for each finished run")
+    parser.add_argument("--output", type=Path, help="JSON file to write when all is done")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is not done yet, and sum up."""
+    options = parse()
+    prepare(options.threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    options.work.mkdir(parents=True, exist_ok=True)
+    arms = dict(arm.split("=", 1) for arm in options.arms)
+    scores: dict[str, dict[str, list[float]]] = {arm: {task: [] for task in options.tasks} for arm in arms}
+    # All arms of a seed before the next seed, so that an unfinished table is fair.
+    for seed in options.seeds:
+        for task in options.tasks:
+            for arm, folder in arms.items():
+                path = options.work / f"{arm}-{task}-{seed}.json"
+                if not path.exists():
+                    path.write_text(json.dumps(run(folder, task, seed, options)))
+                    print(f"{time.strftime('%H:%M:%S')} {path.stem} {path.read_text()}", flush=True)
+                scores[arm][task].append(json.loads(path.read_text())["score"])
+    table = summary(scores)
+    print("\n".join(lines(table)))
+    if options.output:
+        given = {name: getattr(options, name) for name in ("epochs", "batch", "learning_rate", "threads", "seeds")}
+        write(options.output, {"summary": table, "scores": scores}, **given)
+
+
+def run(folder: str, task: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Train once, and return score (in per cent) and metrics."""
+    started = time.process_time()
+    place = options.sts if task == "stsb" else options.data / task
+    train, held_out = (read_rows(place / f"{part}.jsonl") for part in ("train", "validation"))
+    # Which rows does not depend on the seed.
+    random.Random(0).shuffle(train)
+    args = {
+        "num_train_epochs": options.epochs,
+        "per_device_train_batch_size": options.batch,
+        "learning_rate": options.learning_rate,
+        "warmup_steps": 0.06,
+        "train_sampling_strategy": "group_by_length",
+        "bf16": True,
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+    }
+    metrics = classify(
+        folder,
+        find_task(f"glue/{task}"),
+        AutoTokenizer.from_pretrained(folder),
+        held_out,
+        train[:MOST_ROWS],
+        seed,
+        args,
+    )
+    kept = {"mrpc": ("f1", "accuracy"), "stsb": ("spearmanr",)}.get(task, tuple(metrics)[:1])
+    score = 100 * statistics.fmean(metrics[name] for name in kept)
+    return {"score": round(score, 2), "metrics": metrics, "cpu_seconds": round(time.process_time() - started)}
+
+
+def summary(scores: dict[str, dict[str, list[float]]]) -> dict[str, Any]:
+    """Return mean and spread by arm and task, and the differences to the dense arm, seed by seed."""
+    dense = next(iter(scores))
+    found: dict[str, Any] = {}
+    for arm, tasks in scores.items():
+        columns = {**tasks, "mean": [statistics.fmean(run) for run in zip(*tasks.values(), strict=True)]}
+        found[arm] = {}
+        for task, values in columns.items():
+            cell: dict[str, Any] = {"mean": round(statistics.fmean(values), 2), "std": _spread(values)}
+            if arm != dense:
+                others = found[dense][task]["values"]
+                pairs = [round(one - other, 4) for one, other in zip(values, others, strict=True)]
+                interval = interval_95(pairs)
+                cell["difference"] = round(statistics.fmean(pairs), 2)
+                cell["interval_95"] = interval and [round(end, 2) for end in interval]
+            found[arm][task] = cell | {"values": [round(value, 4) for value in values]}
+    return found
+
+
+def _spread(values: list[float]) -> float | None:
+    return round(statistics.stdev(values), 2) if len(values) > 1 else None
+
+
+def lines(table: dict[str, Any]) -> list[str]:
+    """Return the summary as text, the differences with half the width of their interval."""
+    tasks = list(next(iter(table.values())))
+    found = [f"{'':<14}" + "".join(f"{task:>16}" for task in tasks)]
+    for arm, cells in table.items():
+        found.append(f"{arm:<14}" + "".join(f"{_with(cell['mean'], cell['std']):>16}" for cell in cells.values()))
+        if any("difference" in cell for cell in cells.values()):
+            reaches = [
+                (cell["interval_95"][1] - cell["difference"]) if cell["interval_95"] else None
+                for cell in cells.values()
+            ]
+            differences = [cell["difference"] for cell in cells.values()]
+            cells_of_it = (_with(value, reach, "+") for value, reach in zip(differences, reaches, strict=True))
+            found.append(f"{'  less dense':<14}" + "".join(f"{text:>16}" for text in cells_of_it))
+    return found
+
+
+def _with(value: float, spread: float | None, sign: str = "") -> str:
+    return f"{value:{sign}.2f}" + ("" if spread is None else f" ± {spread:.2f}")
+
+
+if __name__ == "__main__":
+    main()

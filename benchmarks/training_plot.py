@@ -1,0 +1,82 @@
+"""The plot of what training brings: calibration curves, and fine-tuned checkpoints beside the dense model.
+
+    python benchmarks/training_plot.py --calibrated benchmarks/results/calibrate_minilm_*.json \
+        --finetuned benchmarks/results/finetune_glue.json --output benchmarks/results/training
+
+`--output` is the path of an SVG and a PNG, without an ending.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+# Okabe and Ito.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B", "mean": "mean"}
+
+
+def main() -> None:
+    """Draw, and write an SVG and a PNG beside each other."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--calibrated", type=Path, nargs="+", required=True, help="JSON files of calibrate_minilm.py")
+    parser.add_argument("--finetuned", type=Path, required=True, help="JSON file of finetune_glue.py")
+    parser.add_argument("--output", type=Path, required=True, help="path of the pictures, without an ending")
+    options = parser.parse_args()
+    matplotlib.rcParams["svg.hashsalt"] = "training"
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), width_ratios=(2, 3))
+    curves(left, [json.loads(path.read_text()) for path in sorted(options.calibrated)])
+    differences(right, json.loads(options.finetuned.read_text())["results"]["summary"])
+    figure.tight_layout()
+    figure.savefig(options.output.with_suffix(".svg"), metadata={"Date": None})
+    figure.savefig(options.output.with_suffix(".png"), dpi=110)
+
+
+def curves(axes: Any, records: list[dict[str, Any]]) -> None:
+    """Draw the score on the validation part over the sentences seen."""
+    records.sort(key=lambda record: record["results"]["report_after_fit"]["ratio"])
+    for colour, record in zip(COLOURS, records, strict=False):
+        curve = record["results"]["curve_on_validation"]
+        batch = record["sentences_seen"] / curve[-1]["step"]
+        axes.plot(
+            [point["step"] * batch / 1000 for point in curve],
+            [point["validation"] for point in curve],
+            marker="o",
+            color=colour,
+            label=f"{record['results']['report_after_fit']['ratio']:.0f}× smaller",
+        )
+    axes.axhline(records[0]["results"]["sts_validation"]["dense"], color="#777777", linestyle=":", label="dense")
+    axes.set(xlabel="thousand sentences seen", ylabel="STS-B validation, Spearman × 100", ylim=(None, 88))
+    axes.set_title("Calibration of all-MiniLM-L6-v2 (0: the fit alone)")
+    axes.legend(loc="lower right")
+    axes.grid(alpha=0.3)
+
+
+def differences(axes: Any, summary: dict[str, Any]) -> None:
+    """Draw each arm's difference to the dense one, with its 95 % interval."""
+    dense, *arms = summary
+    tasks = list(summary[dense])
+    width = 0.8 / len(arms)
+    for index, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
+        cells = [summary[arm][task] for task in tasks]
+        means = [cell["difference"] for cell in cells]
+        reaches = [cell["interval_95"][1] - cell["difference"] if cell["interval_95"] else 0.0 for cell in cells]
+        places = [place + (index - (len(arms) - 1) / 2) * width for place in range(len(tasks))]
+        axes.bar(places, means, width * 0.9, yerr=reaches, capsize=3, color=colour, label=arm)
+    axes.axhline(0, color="#777777", linewidth=1)
+    axes.set_xticks(range(len(tasks)), [NAMES.get(task, task) for task in tasks])
+    axes.set(ylabel="points above or below dense, same seeds")
+    axes.set_title("Fine-tuned, less the dense model fine-tuned (95 % intervals)")
+    axes.legend(loc="lower left")
+    axes.grid(axis="y", alpha=0.3)
+
+
+if __name__ == "__main__":
+    main()
