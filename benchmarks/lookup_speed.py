@@ -1,8 +1,8 @@
 """Looking rows up and scoring all rows, against `nn.Embedding` and the dense product, in eager mode on the CPU.
 
-    python benchmarks/lookup_speed.py
+    python benchmarks/lookup_speed.py --threads 1 --output benchmarks/results/lookup_speed.json
 
-The two sides of each ratio run in turn, so that a machine that others use slows both; medians are printed.
+The two sides of each ratio run in turn, so that a machine that others use slows both; medians are given.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from record import write
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.outcome import table
@@ -55,28 +56,52 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=51)
+    parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rows = []
+    results = []
     for count, width in SHAPES:
         weight = torch.randn(count, width)
         dense = torch.nn.Embedding(count, width, _weight=weight)
-        ids = torch.randint(count, (8, TOKENS // 8))
         for name, config in settings(count).items():
             compact = fit_structure(config, FitSource(weight))
             compact.set_private_rows(torch.tensor([0]), weight[:1])
-            cells = [f"{count:,} x {width}", name]
-            seconds, relative = ratio(lambda: compact(ids), lambda: dense(ids), options.rounds)  # noqa: B023
-            cells += [f"{seconds * 1e6:.0f} us", f"{relative:.2f}"]
-            for queries in QUERIES:
-                hidden = torch.randn(queries, width)
-                seconds, relative = ratio(lambda: compact.project(hidden), lambda: hidden @ weight.T, 11)  # noqa: B023
-                cells += [f"{seconds * 1e3:.2f} ms", f"{relative:.2f}"]
-            rows.append(cells)
+            found = {"rows": count, "width": width, "method": name, **times(compact, dense, options.rounds)}
+            results.append(found)
     header = ["table", "method", f"{TOKENS} look-ups", "over dense"]
     for queries in QUERIES:
         header += [f"scores of {queries}", "over dense"]
-    print(table(header, rows))
+    print(table(header, [cells(result) for result in results]))
+    if options.output:
+        write(options.output, results, threads=options.threads)
+
+
+def times(compact: hce.CompactEmbedding, dense: torch.nn.Embedding, rounds: int) -> dict[str, float]:
+    """Return milliseconds and ratios to the dense side, of look-ups and of scores for each number of queries."""
+    rows, width = dense.weight.shape
+    ids = torch.randint(rows, (8, TOKENS // 8))
+    pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+        "look_up": (lambda: compact(ids), lambda: dense(ids))
+    }
+    for queries in QUERIES:
+        hidden = torch.randn(queries, width)
+        pairs[f"scores_{queries}"] = (
+            lambda hidden=hidden: compact.project(hidden),
+            lambda hidden=hidden: hidden @ dense.weight.T,
+        )
+    found = {}
+    for name, pair in pairs.items():
+        seconds, relative = ratio(*pair, rounds if name == "look_up" else 11)
+        found |= {f"{name}_ms": round(seconds * 1e3, 4), f"{name}_over_dense": round(relative, 3)}
+    return found
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    """Return a line of the table."""
+    found = [f"{result['rows']:,} x {result['width']}", result["method"]]
+    for name in ("look_up", *(f"scores_{queries}" for queries in QUERIES)):
+        found += [f"{result[f'{name}_ms']:.2f} ms", f"{result[f'{name}_over_dense']:.2f}"]
+    return found
 
 
 if __name__ == "__main__":
