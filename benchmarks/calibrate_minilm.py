@@ -22,8 +22,9 @@ from typing import Any
 import torch
 import transformers
 from processor import prepare
-from record import read_rows, write
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel, TrainerCallback
+from record import read_lines, read_rows, write
+from sts_quality import sentences_of
+from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.checkpoints import load_compact
@@ -31,9 +32,11 @@ from hf_compact_embeddings.cli.arguments import parse_setting
 from hf_compact_embeddings.cli.demo import find_model
 from hf_compact_embeddings.evaluation.sts import sts_spearman
 from hf_compact_embeddings.token_statistics import count_tokens
-from hf_compact_embeddings.training.calibration import calibrate
+from hf_compact_embeddings.training import blend, calibrate
 
 _ENDS = re.compile(r"(?<=[.!?])\s+")
+# Of the way from the fit to where training ended.
+_SHARES = (0.25, 0.5, 0.75, 1.0)
 _WORD = re.compile(r"\w+")
 
 
@@ -42,6 +45,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="by default all-MiniLM-L6-v2, from the Hub or from PyPI")
     parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line, or JSON lines of texts")
+    parser.add_argument("--fit-texts", nargs="+", help="text files for the fit, as in sts_quality.py; else --texts")
     parser.add_argument("--words", nargs=2, type=int, default=(4, 40), metavar=("LEAST", "MOST"), help="of a sentence")
     parser.add_argument("--most", type=int, help="sentences of a file")
     parser.add_argument("--sts", required=True, help="folder with train, validation and test .jsonl of the benchmark")
@@ -144,14 +148,17 @@ def main() -> None:
     tokenizer, dense = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
     texts = sentences(options)
     if not (work / "fit" / "config.json").exists():
-        counts = count_tokens(texts, tokenizer, dense.get_input_embeddings().num_embeddings)
+        read = options.fit_texts or []
+        seen = sentences_of(read) if read else texts
+        counted = (line for path in read for line in read_lines(path)) if read else texts
+        counts = count_tokens(counted, tokenizer, dense.get_input_embeddings().num_embeddings)
         settings = dict(map(parse_setting, options.options))
         fit = hce.compress(
             dense,
             options.method,
             tokenizer=tokenizer,
             token_counts=counts,
-            texts=texts,
+            texts=seen,
             seed=options.seed,
             **settings,
         )
@@ -188,7 +195,10 @@ def main() -> None:
             "seed": options.seed,
         },
     )
-    models = {"dense": dense, "after_fit": load_compact(work / "fit"), "after_calibration": load_compact(work / "best")}
+    fit = load_compact(work / "fit")
+    chosen, shares = part_of_the_way(fit, work, tokenizer, validation)
+    chosen.save_pretrained(work / "chosen")
+    models = {"dense": dense, "after_fit": fit, "after_calibration": load_compact(work / "chosen")}
     test = read_rows(Path(options.sts) / "test.jsonl")
     found = {
         part: {name: round(sts_spearman(model, tokenizer, rows), 2) for name, model in models.items()}
@@ -200,6 +210,7 @@ def main() -> None:
             "sts_validation": found["validation"],
             "sts_test": found["test"],
             "curve_on_validation": selection.curve,
+            "validation_by_share_of_the_way": shares,
             "report_after_fit": report,
         },
         seed=options.seed,
@@ -208,6 +219,23 @@ def main() -> None:
         sentences_seen=options.steps * options.batch,
     )
     print(json.dumps(found))
+
+
+def part_of_the_way(
+    fit: PreTrainedModel, work: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]]
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """Return the best of the models on the way from the fit to the best and to the last checkpoint, and all scores."""
+    scores: dict[str, float] = {}
+    best = fit
+    for end in ("best", "now"):
+        model = load_compact(work / end)
+        for share in _SHARES:
+            part = blend(fit, model, share)
+            value = round(sts_spearman(part, tokenizer, pairs), 2)
+            if value > max(scores.values(), default=0.0):
+                best = part
+            scores[f"{'last' if end == 'now' else end}, {share}"] = value
+    return best, scores
 
 
 if __name__ == "__main__":

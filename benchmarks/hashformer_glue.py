@@ -127,7 +127,7 @@ def summary(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
         scores.setdefault(arm, {}).setdefault(task, []).append(run["score"])
     return {
         arm: {
-            task: {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else math.nan}
+            task: {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else None}
             for task, values in tasks.items()
         }
         for arm, tasks in scores.items()
@@ -139,11 +139,16 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"{'arm':<20}" + "".join(f"{task:>16}" for task in TASKS) + f"{'mean':>10}"]
     for arm, tasks in result["summary"].items():
         cells = [tasks.get(task) for task in TASKS]
-        texts = ["" if cell is None else f"{cell['mean']:.1f} ± {cell['std']:.1f}" for cell in cells]
+        texts = ["" if cell is None else f"{cell['mean']:.1f}" + spread(cell["std"]) for cell in cells]
         means = [cell["mean"] for cell in cells if cell is not None]
         mean = f"{statistics.mean(means):.1f}" if len(means) == len(TASKS) else ""
         lines.append(f"{arm:<20}" + "".join(f"{text:>16}" for text in texts) + f"{mean:>10}")
     return "\n".join(lines)
+
+
+def spread(deviation: float | None) -> str:
+    """Return what follows a mean."""
+    return "" if deviation is None else f" ± {deviation:.1f}"
 
 
 # Models and tokenizers
