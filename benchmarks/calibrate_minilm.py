@@ -45,7 +45,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="by default all-MiniLM-L6-v2, from the Hub or from PyPI")
     parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line, or JSON lines of texts")
-    parser.add_argument("--fit-texts", nargs="+", help="text files for the fit, as in sts_quality.py; else --texts")
+    parser.add_argument("--count", nargs="+", metavar="FILE", help="text files to count tokens in; by default --texts")
+    parser.add_argument("--see", nargs="+", metavar="FILE", help="text files for the metric, as in sts_quality.py")
     parser.add_argument("--words", nargs=2, type=int, default=(4, 40), metavar=("LEAST", "MOST"), help="of a sentence")
     parser.add_argument("--most", type=int, help="sentences of a file")
     parser.add_argument("--sts", required=True, help="folder with train, validation and test .jsonl of the benchmark")
@@ -148,9 +149,7 @@ def main() -> None:
     tokenizer, dense = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
     texts = sentences(options)
     if not (work / "fit" / "config.json").exists():
-        read = options.fit_texts or []
-        seen = sentences_of(read) if read else texts
-        counted = (line for path in read for line in read_lines(path)) if read else texts
+        counted = (line for path in options.count for line in read_lines(path)) if options.count else texts
         counts = count_tokens(counted, tokenizer, dense.get_input_embeddings().num_embeddings)
         settings = dict(map(parse_setting, options.options))
         fit = hce.compress(
@@ -158,7 +157,7 @@ def main() -> None:
             options.method,
             tokenizer=tokenizer,
             token_counts=counts,
-            texts=seen,
+            texts=sentences_of(options.see) if options.see else texts,
             seed=options.seed,
             **settings,
         )
