@@ -58,6 +58,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--losses", type=json.loads, help="JSON object of weights")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--table-learning-rate", type=float, default=0.03)
+    parser.add_argument("--recode-steps", type=int, help="choose the codes anew every so many steps")
     parser.add_argument("--max-length", type=int, default=48)
     parser.add_argument("--eval-steps", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
@@ -175,6 +176,7 @@ def main() -> None:
         losses=options.losses,
         max_length=options.max_length,
         table_learning_rate=options.table_learning_rate,
+        recode_steps=options.recode_steps,
         callbacks=[selection],
         resume_from_checkpoint=True,
         args={

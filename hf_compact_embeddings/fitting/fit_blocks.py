@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from huggingface_hub.utils import tqdm
@@ -15,8 +16,9 @@ from ..modeling.structure_blocks import BlocksConfig, BlocksEmbedding
 from .block_plan import BlockPlan, BlockSizes, plan_blocks
 from .kmeans import assign, kmeans, sample_rows
 from .principal_axes import PrincipalAxes, mean_row, principal_axes, rows_by_cost
+from .recoding import StoredAxes
 from .rotated_codes import decode_basis, encode_basis
-from .source import FitSource, empty_structure, fits, predicts
+from .source import FitSource, empty_structure, fits, predicts, recodes
 from .tiers import row_statistics
 
 logger = logging.get_logger(__name__)
@@ -157,11 +159,35 @@ def _encode(source: FitSource, frame: _Frame, codebooks: Tensor, ids: Tensor) ->
         found = torch.empty(len(mine), count, dtype=torch.uint8)
         for rows, out in zip(mine.split(_CHUNK), found.split(_CHUNK), strict=True) if count and len(mine) else ():
             points = frame.coordinates(source.table, rows).to(device).split(widths, dim=1)
-            for block in range(count):
-                nearest, _ = assign(points[block].unsqueeze(1), blocks[block], with_distances=False)
-                out[:, block] = nearest[:, 0].cpu()
+            out.copy_(_nearest(points, blocks, count))
         codes.append(found)
     return codes
+
+
+def _nearest(points: Sequence[Tensor], blocks: Sequence[Tensor], count: int) -> Tensor:
+    """Return the nearest entries (n, count) of points (n, width) in the first blocks (1, entries, width)."""
+    found = [assign(points[block].unsqueeze(1), blocks[block], with_distances=False)[0] for block in range(count)]
+    return torch.cat(found, dim=1)
+
+
+@recodes(BlocksConfig)
+def recode_blocks(structure: BlocksEmbedding, rows: Tensor) -> Tensor:
+    """Take the nearest entry in each block."""
+    config, axes, tiers = structure.config, StoredAxes.of(structure), structure.places().tiers
+    widths = config.block_widths
+    entries = structure.entries().detach().float() * axes.lengths
+    blocks = [part.unsqueeze(0) for part in entries.split(widths, dim=1)]
+    moved = torch.zeros(len(rows), dtype=torch.bool, device=tiers.device)
+    for tier, count in enumerate(config.tier_blocks):
+        ids = (tiers == tier).nonzero().squeeze(-1)
+        if not count or not len(ids):
+            continue
+        for chunk, stored in zip(ids.split(_CHUNK), structure.tier_codes(tier).split(_CHUNK), strict=True):
+            points = axes.coordinates(rows[chunk], structure.means[tier]).float().split(widths, dim=1)
+            found = _nearest(points, blocks, count).to(torch.uint8)
+            moved[chunk] = (found != stored).any(1)
+            stored.copy_(found)
+    return moved
 
 
 def _coded(

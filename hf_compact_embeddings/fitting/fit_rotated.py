@@ -9,12 +9,15 @@ from torch import Tensor
 
 from ..modeling.errors import config_error
 from ..modeling.structure_rotated import RotatedConfig, RotatedEmbedding
+from . import trellis
+from .recoding import StoredAxes
 from .rotated_codes import RotatedCodes, fit_rotated_codes
-from .source import FitSource, empty_structure, fits, predicts
+from .source import FitSource, empty_structure, fits, predicts, recodes
 
 # Powers of the token frequency for bits and for axes, with and without an output head that scores through the table.
 _POWERS = {False: (0.3, 0.75), True: (0.75, 1.0)}
 _ROUNDS = 4
+_CHUNK = 8192
 
 
 @fits(RotatedConfig)
@@ -98,3 +101,31 @@ def _store(structure: RotatedEmbedding, codes: RotatedCodes) -> None:
             structure.basis_codes.copy_(torch.cat([code.flatten() for code in codes.basis_codes]))
         structure.basis_bits.copy_(torch.tensor(codes.plan.basis_bits, dtype=torch.uint8))
         structure.basis_gains.copy_(codes.basis_gains)
+
+
+@recodes(RotatedConfig)
+def recode_rotated(structure: RotatedEmbedding, rows: Tensor) -> Tensor:
+    """Search the trellis anew with the gains as they are."""
+    layout, tiers, every = structure.layout(), structure.places().tiers, StoredAxes.of(structure)
+    moved = torch.zeros(len(rows), dtype=torch.bool, device=tiers.device)
+    for tier, bits in enumerate(layout.bits):
+        ids = (tiers == tier).nonzero().squeeze(-1)
+        if not bits or not len(ids):
+            continue
+        axes = layout.axes[tier]
+        window = trellis.window_bits_for(sum(bits), structure.config.max_window_bits)
+        gains = structure.gains.detach()[tier, axes].float() * every.lengths[axes]
+        for chunk, stored in zip(ids.split(_CHUNK), structure.tier_codes(tier).split(_CHUNK), strict=True):
+            points = every.coordinates(rows[chunk], structure.means[tier]).float()
+            found = trellis.encode(points[:, axes], bits, gains, window)
+            before, after = (
+                (points.index_add(1, axes, trellis.decode(codes, bits, window) * gains, alpha=-1) @ every.turned)
+                .square()
+                .sum(1)
+                for codes in (stored, found)
+            )
+            # The search is not exact on long rows: what it finds may be farther than what is there.
+            better = after < before
+            moved[chunk] = better
+            stored.copy_(torch.where(better.unsqueeze(1), found, stored))
+    return moved

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..modeling.codes import pack_codes
 from ..modeling.structure_scalar import ScalarConfig, ScalarEmbedding, middle
-from .source import FitSource, empty_structure, fits
+from .source import FitSource, empty_structure, fits, recodes
 
 _ROWS_PER_CHUNK = 2048
 # Few levels are best spent by clipping the largest values: scales from this share of the largest value on are tried.
@@ -28,6 +29,23 @@ def fit_scalar(config: ScalarConfig, source: FitSource) -> ScalarEmbedding:
         codes[rows], scales[rows] = found.flatten(1).cpu(), scale.cpu()
     structure.set_codes(codes, scales)
     return structure
+
+
+@recodes(ScalarConfig)
+def recode_scalar(structure: ScalarEmbedding, rows: Tensor) -> Tensor:
+    """Round to the nearest levels of the scales as they are."""
+    bits, moved = structure.config.bits, []
+    scales = structure.scales.detach().float()
+    # All levels of a scale of zero are zero.
+    scales = torch.where(scales == 0, 1.0, scales)
+    for start in range(0, len(rows), _ROWS_PER_CHUNK):
+        part = slice(start, start + _ROWS_PER_CHUNK)
+        values = rows[part].float().unflatten(1, (structure.groups, -1))
+        codes = (_levels(values, scales[part], bits) + middle(bits)).flatten(1).to(torch.uint8)
+        packed = pack_codes(codes, bits)
+        moved.append((packed != structure.codes[part]).any(1))
+        structure.codes[part] = packed
+    return torch.cat(moved)
 
 
 def round_groups(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:

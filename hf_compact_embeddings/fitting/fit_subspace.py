@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
+from ..modeling.codes import pack_codes
 from ..modeling.errors import config_error
 from ..modeling.structure_subspace import SubspaceConfig, SubspaceEmbedding
-from .kmeans import centroid_means, kmeans
-from .source import FitSource, empty_structure, fits
+from .kmeans import assign, centroid_means, kmeans
+from .source import FitSource, empty_structure, fits, recodes
 from .unique_codes import make_unique
 
 logger = logging.get_logger(__name__)
@@ -36,6 +37,24 @@ def fit_subspace(config: SubspaceConfig, source: FitSource) -> SubspaceEmbedding
     )
     structure.set_tables(tables, None if config.assignment == "dispersed" else codes.cpu())
     return structure
+
+
+@recodes(SubspaceConfig)
+def recode_subspace(structure: SubspaceEmbedding, rows: Tensor) -> Tensor:
+    """Take the nearest entry in each slice, also where the fit clustered other features than the rows."""
+    assert structure.codes is not None
+    count, device = structure.config.num_subspaces, structure.codes.device
+    tables = [structure.codebooks.detach().float()]
+    if structure.last_codebook is not None:
+        tables.append(structure.last_codebook.detach().float().unsqueeze(0))
+    placeholder = torch.empty(len(rows), count, dtype=torch.uint8)
+    parts = [(points, table) for (points, _), table in zip(_slices(rows, placeholder, count), tables, strict=True)]
+    codes = torch.cat([assign(*part, with_distances=False)[0] for part in parts], dim=1)
+    if structure.config.unique_codes:
+        codes = make_unique(codes, [_distance_function(*part) for part in parts], structure.entries).to(device)
+    before = structure.codes.clone()
+    structure.codes.copy_(pack_codes(codes, structure.code_bits))
+    return (structure.codes != before).any(1)
 
 
 def _slices(matrix: Tensor, codes: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -117,6 +117,28 @@ def predictor_of(config: StructureConfig) -> Predictor | None:
     return _PREDICTORS.get(config.method)
 
 
+# Chooses the codes of a structure anew, in place, so that its coded rows come as near as they can to given ones (n, D),
+# all else staying as it is; returns which rows have other codes now (n,).
+Recoder = Callable[[Any, Tensor], Tensor]
+_RECODERS: dict[str, Recoder] = {}
+_R = TypeVar("_R", bound=Recoder)
+
+
+def recodes(config_class: type[StructureConfig]) -> Callable[[_R], _R]:
+    """Register a function that chooses codes anew; a method without one has codes that never move."""
+
+    def register(function: _R) -> _R:
+        _RECODERS[config_class.method] = function
+        return function
+
+    return register
+
+
+def recoder_of(structure: CompactEmbedding) -> Recoder | None:
+    """Return the method's registered recoder, if this structure stores codes."""
+    return None if getattr(structure, "codes", None) is None else _RECODERS.get(structure.config.method)
+
+
 @torch.no_grad()
 def fit_structure(config: StructureConfig, source: FitSource) -> CompactEmbedding:
     """Return a structure that stands for the source's table, rounded to its storage dtype."""

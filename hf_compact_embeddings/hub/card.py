@@ -250,10 +250,12 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
         return ""
     goal = "against the original" if calibration["teacher"] else "on text alone"
     losses = ", ".join(f"{name} {weight:g}" for name, weight in calibration["losses"].items())
+    every = calibration.get("recode_steps")
+    moved = f"; the codes were chosen anew every {every:,} steps" if every else ""
     return (
         f"After that it was calibrated {goal}: {calibration['steps']:,} steps of {calibration['batch_size']:,} texts, "
         f'`trains="{calibration["trains"]}"`, losses {losses}, learning rates {calibration["learning_rate"]:g} and '
-        f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}."
+        f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}{moved}."
     )
 
 

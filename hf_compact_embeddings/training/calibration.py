@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..checkpoints import load_tokenizer
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin, native_model_class
 from .losses import choose_losses, is_masked_lm, predicts, run
+from .moving_codes import MovingCodes
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch
 from .teacher_cache import TeacherCache, is_cache, write_cache
 from .texts import HubTexts, read_texts
@@ -39,6 +40,7 @@ def calibrate(
     losses: Mapping[str, float] | None = None,
     trains: str = "tables",
     table_learning_rate: float = 0.02,
+    recode_steps: int | None = None,
     max_length: int = 128,
     predicted_share: float | None = None,
     cache: str | Path | None = None,
@@ -63,6 +65,8 @@ def calibrate(
         trains: "tables"; "tables+norm", with the normalisation that reads the table; or "all".
         table_learning_rate: of the compact table, as a share of the root mean square of each of its tensors.
             `args.learning_rate` is for everything else.
+        recode_steps: choose the codes anew every so many steps and at the end, as near as they come to rows that are
+            trained beside them at the rate of the table; None: they stay. `MovingCodes` says what it costs.
         max_length: of a text in tokens, at most what the tokenizer allows. Where tokens are predicted, texts are
             joined and cut to exactly this.
         predicted_share: of the tokens that are predicted; by default 0.15 behind a mask, and all that come next.
@@ -82,13 +86,15 @@ def calibrate(
         ready = cache is not None and is_cache(cache)
         weights = choose_losses(compact, teacher is not None or ready, losses)
         _require_match(compact, teacher, tokenizer, weights)
+        moving = None if recode_steps is None else MovingCodes(compact, teacher, recode_steps, table_learning_rate)
         encoder = _encoder(compact, tokenizer, weights, max_length, predicted_share, arguments.seed)
         collator = Collator(tokenizer)
         rows = _rows(texts, encoder, teacher, collator, weights, cache, arguments)
         if eval_texts is not None and teacher is None and set(weights) != {"labels"}:
             raise CompactConfigError("`teacher` is missing: `cache` holds nothing about `eval_texts`.")
         held_out = None if eval_texts is None else HeldRows(encoder.rows(read_texts(eval_texts)))
-        with _trainable(compact, trains, collator, rows, arguments):
+        watching = nullcontext() if moving is None else moving.watching()
+        with _trainable(compact, trains, collator, rows, arguments), watching:
             trainer = CalibrationTrainer(
                 model=compact,
                 args=arguments,
@@ -96,10 +102,11 @@ def calibrate(
                 eval_dataset=held_out,
                 data_collator=collator,
                 processing_class=tokenizer,
-                callbacks=list(callbacks),
+                callbacks=[*([] if moving is None else [moving]), *callbacks],
                 losses=weights,
                 teacher=None if isinstance(rows, TeacherCache) and held_out is None else teacher,
                 table_learning_rate=table_learning_rate,
+                moving=moving,
             )
             _train(trainer, resume_from_checkpoint)
         compact.compact_embedding.round_to_storage()
@@ -295,7 +302,7 @@ def _train(trainer: CalibrationTrainer, resume: bool | str | Path | None) -> Non
         if not Path(resume).is_dir():
             raise CompactConfigError(f"`resume_from_checkpoint` {resume!r} is no folder.")
     compact = trainer.compact
-    start = {name: value.detach().cpu().clone() for name, value in compact.named_parameters() if value.requires_grad}
+    start = {name: value.detach().cpu().clone() for name, value in _values(compact)}
     known = {path.name for path in Path(folder).glob("checkpoint-*")}
     try:
         trainer.train(resume_from_checkpoint=resume or None)
@@ -303,12 +310,17 @@ def _train(trainer: CalibrationTrainer, resume: bool | str | Path | None) -> Non
         good = last_checkpoint(folder)
         if good is None or (good.name in known and str(good) != resume):
             with torch.no_grad():
-                for name, value in compact.named_parameters():
-                    if name in start:
-                        value.copy_(start[name])
+                for name, value in _values(compact):
+                    value.copy_(start[name])
             raise CalibrationError(f"{error} `compact` has the values again that it had before.") from error
         trainer._load_from_checkpoint(str(good))
         raise CalibrationError(f"{error} `compact` has the values of {good.name} again.") from error
+
+
+def _values(compact: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what calibration may change: what trains, and the codes."""
+    yield from ((name, value) for name, value in compact.named_parameters() if value.requires_grad)
+    yield from compact.compact_embedding.named_buffers()
 
 
 def _note(
@@ -331,6 +343,7 @@ def _note(
         "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
         "learning_rate": arguments.learning_rate,
         "table_learning_rate": trainer.table_learning_rate,
+        **({} if trainer.moving is None else {"recode_steps": trainer.moving.every}),
         "seed": arguments.seed,
     }
     compact.config.compact_source = source

@@ -1,0 +1,54 @@
+"""Run in each process of a training: calibrates with moving codes and writes what this process ends with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from transformers import AutoModelForMaskedLM, AutoTokenizer
+
+import hf_compact_embeddings  # noqa: F401
+from hf_compact_embeddings.checkpoints import load_compact
+from hf_compact_embeddings.training.calibration import calibrate
+
+from ..contract.data_parallel_script import digest
+
+
+def main(folder: Path, name: str, batch_size: int) -> None:
+    compact = load_compact(folder / "compact")
+    before = compact.compact_embedding.codes.clone()
+    calibrate(
+        compact,
+        teacher=AutoModelForMaskedLM.from_pretrained(folder / "teacher"),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "teacher"),
+        texts=json.loads((folder / "texts.json").read_text()),
+        # All rows have as many places, so that the mean over a batch is the mean over its halves.
+        losses={"logits": 1.0},
+        predicted_share=1.0,
+        trains="all",
+        recode_steps=3,
+        max_length=16,
+        args={
+            "output_dir": str(folder / name),
+            "max_steps": 7,
+            "save_steps": 3,
+            "per_device_train_batch_size": batch_size,
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "report_to": "none",
+        },
+    )
+    result = {
+        "processes": PartialState().num_processes,
+        "digest": digest(compact),
+        "moved": not torch.equal(before, compact.compact_embedding.codes),
+    }
+    (folder / f"{name}-{PartialState().process_index}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
