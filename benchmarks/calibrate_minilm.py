@@ -199,7 +199,12 @@ def main() -> None:
     fit = load_compact(work / "fit")
     chosen, shares = part_of_the_way(fit, work, tokenizer, validation)
     chosen.save_pretrained(work / "chosen")
-    models = {"dense": dense, "after_fit": fit, "after_calibration": load_compact(work / "chosen")}
+    models = {
+        "dense": dense,
+        "after_fit": fit,
+        "after_calibration": load_compact(work / "best"),
+        "part_of_the_way": load_compact(work / "chosen"),
+    }
     test = read_rows(Path(options.sts) / "test.jsonl")
     found = {
         part: {name: round(sts_spearman(model, tokenizer, rows), 2) for name, model in models.items()}

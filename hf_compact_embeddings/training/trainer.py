@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers import PreTrainedModel, TrainerState
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 from .losses import Outputs, Target, predicts, run, target_of, total_loss
@@ -65,6 +65,16 @@ class CalibrationTrainer(MeanLossTrainer):
         self.table_learning_rate = table_learning_rate
         self._logged: dict[str, Tensor] = {}
         self._count = 0
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> TrainOutput:
+        """Train; where a checkpoint has all steps behind it, only load it: Trainer would take one step more."""
+        if isinstance(resume_from_checkpoint, str):
+            done = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / _STATE_FILE))
+            if 0 < self.args.max_steps <= done.global_step:
+                self._load_from_checkpoint(resume_from_checkpoint)
+                self.state = done
+                return TrainOutput(done.global_step, 0.0, {})
+        return super().train(resume_from_checkpoint, *arguments, **options)
 
     @property
     def compact(self) -> PreTrainedModel:
