@@ -305,7 +305,7 @@ def _train(trainer: CalibrationTrainer, resume: bool | str | Path | None) -> Non
     start = {name: value.detach().cpu().clone() for name, value in _values(compact)}
     known = {path.name for path in Path(folder).glob("checkpoint-*")}
     try:
-        trainer.train(resume_from_checkpoint=resume or None)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
     except CalibrationError as error:
         good = last_checkpoint(folder)
         if good is None or (good.name in known and str(good) != resume):

@@ -272,7 +272,7 @@ def test_the_student_has_no_dropout() -> None:
 
 def test_a_finished_calibration_is_not_trained_on(tmp_path: Path) -> None:
     teacher, compact = compress_tiny("bert", CASE)
-    args = {"output_dir": str(tmp_path), "max_steps": 3, "save_steps": 3, "learning_rate": 1e-2, "use_cpu": True}
+    args = {"output_dir": str(tmp_path), "max_steps": 3, "save_steps": 3, "lr_scheduler_type": "constant"}
     first = tiny_calibrate(copy.deepcopy(compact), teacher, trains="all", args=args)
     again = tiny_calibrate(copy.deepcopy(compact), teacher, trains="all", args=args, resume_from_checkpoint=True)
     assert_same_state(again, first)
