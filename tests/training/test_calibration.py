@@ -272,8 +272,10 @@ def test_the_student_has_no_dropout() -> None:
 
 def test_a_finished_calibration_is_not_trained_on(tmp_path: Path) -> None:
     teacher, compact = compress_tiny("bert", CASE)
-    args = {"output_dir": str(tmp_path), "max_steps": 3, "save_steps": 3, "lr_scheduler_type": "constant"}
+    args = {"output_dir": str(tmp_path), "max_steps": 2, "save_steps": 2, "lr_scheduler_type": "constant"}
     first = tiny_calibrate(copy.deepcopy(compact), teacher, trains="all", args=args)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     again = tiny_calibrate(copy.deepcopy(compact), teacher, trains="all", args=args, resume_from_checkpoint=True)
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert_same_state(again, first)
-    assert again.config.compact_source["calibration"]["steps"] == 3
+    assert again.config.compact_source["calibration"]["steps"] == 2
