@@ -113,6 +113,10 @@ class TeacherCache(Dataset):
 
     def __getitem__(self, index: int) -> Row:
         """Read a row."""
+        if not -len(self) <= index < len(self):
+            # What a loop over the rows ends with.
+            raise IndexError(f"row {index} of {len(self)}")
+        index %= len(self)
         shard = bisect_right(self.ends, index)
         place = index - (self.ends[shard - 1] if shard else 0)
         if shard not in self._open:

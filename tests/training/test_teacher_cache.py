@@ -34,6 +34,8 @@ def test_rows_come_back_with_what_the_teacher_said(tmp_path: Path, monkeypatch: 
     assert len(list(tmp_path.glob("*.safetensors"))) == 3 and not list(tmp_path.glob("*.part"))
     cache = TeacherCache(tmp_path)
     assert len(cache) == len(rows) == 12
+    assert [len(row["input_ids"]) for row in cache] == [len(row["input_ids"]) for row in rows], "a loop ends"
+    assert torch.equal(cache[-1]["input_ids"], rows[-1]["input_ids"])
     for index in (11, 0, 5, 4):
         found = cache[index]
         assert torch.equal(found["input_ids"], rows[index]["input_ids"])
