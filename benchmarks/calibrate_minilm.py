@@ -199,6 +199,7 @@ def main() -> None:
     fit = load_compact(work / "fit")
     chosen, shares = part_of_the_way(fit, work, tokenizer, validation)
     chosen.save_pretrained(work / "chosen")
+    tokenizer.save_pretrained(work / "chosen")
     models = {
         "dense": dense,
         "after_fit": fit,
