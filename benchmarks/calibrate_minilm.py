@@ -150,23 +150,63 @@ def main() -> None:
     tokenizer, dense = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
     texts = sentences(options)
     if not (work / "fit" / "config.json").exists():
-        counted = (line for path in options.count for line in read_lines(path)) if options.count else texts
-        counts = count_tokens(counted, tokenizer, dense.get_input_embeddings().num_embeddings)
-        settings = dict(map(parse_setting, options.options))
-        fit = hce.compress(
-            dense,
-            options.method,
-            tokenizer=tokenizer,
-            token_counts=counts,
-            texts=sentences_of(options.see) if options.see else texts,
-            seed=options.seed,
-            **settings,
-        )
-        fit.save_pretrained(work / "fit")
+        fitted(dense, tokenizer, texts, options).save_pretrained(work / "fit")
     compact = load_compact(work / "fit")
     report = hce.inspect(compact, against=dense).to_dict()
-    validation = read_rows(Path(options.sts) / "validation.jsonl")
+    validation, test = (read_rows(Path(options.sts) / f"{part}.jsonl") for part in ("validation", "test"))
     selection = Selection(compact, tokenizer, validation, work, options.eval_steps)
+    train(compact, dense, tokenizer, texts, selection, options)
+    fit = load_compact(work / "fit")
+    chosen, shares = part_of_the_way(fit, work, tokenizer, validation)
+    chosen.save_pretrained(work / "chosen")
+    tokenizer.save_pretrained(work / "chosen")
+    models = {
+        "dense": dense,
+        "after_fit": fit,
+        "after_calibration": load_compact(work / "best"),
+        "part_of_the_way": load_compact(work / "chosen"),
+    }
+    found = {
+        part: {name: round(sts_spearman(model, tokenizer, rows), 2) for name, model in models.items()}
+        for part, rows in (("validation", validation), ("test", test))
+    }
+    results = {
+        "sts_validation": found["validation"],
+        "sts_test": found["test"],
+        "curve_on_validation": selection.curve,
+        "validation_by_share_of_the_way": shares,
+        "report_after_fit": report,
+    }
+    seen = {"sentences": len(texts), "sentences_seen": options.steps * options.batch}
+    write(options.output, results, seed=options.seed, threads=options.threads, **seen)
+    print(json.dumps(found))
+
+
+def fitted(
+    dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], options: argparse.Namespace
+) -> PreTrainedModel:
+    """Compress the model as the command line says."""
+    counted = (line for path in options.count for line in read_lines(path)) if options.count else texts
+    return hce.compress(
+        dense,
+        options.method,
+        tokenizer=tokenizer,
+        token_counts=count_tokens(counted, tokenizer, dense.get_input_embeddings().num_embeddings),
+        texts=sentences_of(options.see) if options.see else texts,
+        seed=options.seed,
+        **dict(map(parse_setting, options.options)),
+    )
+
+
+def train(
+    compact: PreTrainedModel,
+    dense: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    selection: Selection,
+    options: argparse.Namespace,
+) -> None:
+    """Calibrate the model in place."""
     calibrate(
         compact,
         teacher=dense,
@@ -180,7 +220,7 @@ def main() -> None:
         callbacks=[selection],
         resume_from_checkpoint=True,
         args={
-            "output_dir": str(work / "run"),
+            "output_dir": str(Path(options.work) / "run"),
             "max_steps": options.steps,
             "per_device_train_batch_size": options.batch,
             "learning_rate": options.learning_rate,
@@ -196,36 +236,6 @@ def main() -> None:
             "seed": options.seed,
         },
     )
-    fit = load_compact(work / "fit")
-    chosen, shares = part_of_the_way(fit, work, tokenizer, validation)
-    chosen.save_pretrained(work / "chosen")
-    tokenizer.save_pretrained(work / "chosen")
-    models = {
-        "dense": dense,
-        "after_fit": fit,
-        "after_calibration": load_compact(work / "best"),
-        "part_of_the_way": load_compact(work / "chosen"),
-    }
-    test = read_rows(Path(options.sts) / "test.jsonl")
-    found = {
-        part: {name: round(sts_spearman(model, tokenizer, rows), 2) for name, model in models.items()}
-        for part, rows in (("validation", validation), ("test", test))
-    }
-    write(
-        options.output,
-        {
-            "sts_validation": found["validation"],
-            "sts_test": found["test"],
-            "curve_on_validation": selection.curve,
-            "validation_by_share_of_the_way": shares,
-            "report_after_fit": report,
-        },
-        seed=options.seed,
-        threads=options.threads,
-        sentences=len(texts),
-        sentences_seen=options.steps * options.batch,
-    )
-    print(json.dumps(found))
 
 
 def part_of_the_way(

@@ -1,0 +1,85 @@
+"""The parts of the training benchmarks that would make their figures wrong if they broke."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ..tiny_models import tiny_model
+from ..tools import tiny_texts, tiny_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import calibrate_minilm  # noqa: E402
+import finetune_glue  # noqa: E402
+
+
+@pytest.fixture
+def sts(tmp_path: Path) -> Path:
+    folder = tmp_path / "sts"
+    folder.mkdir()
+    for part, sentence in (("validation", "A dog, asleep!"), ("test", "W1 w2 w3 w4")):
+        row = {"sentence1": sentence, "sentence2": "w9 w8 w7", "score": 1.0}
+        (folder / f"{part}.jsonl").write_text(json.dumps(row))
+    return folder
+
+
+def test_no_sentence_of_the_benchmark_is_trained_on(tmp_path: Path, sts: Path) -> None:
+    lines = tmp_path / "lines.txt"
+    lines.write_text("The cat sat there. a dog asleep\nw1 w2, w3 w4.\nMuch too long is this sentence here.\nw9 W8 w7\n")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"sentence1": "One of the rows.", "label": 1}))
+    options = argparse.Namespace(texts=[lines, rows], words=(3, 5), most=None, sts=sts, seed=0)
+    assert set(calibrate_minilm.sentences(options)) == {"The cat sat there.", "One of the rows."}
+    options.most = 0
+    assert not calibrate_minilm.sentences(options)
+
+
+def test_a_calibration_of_a_tiny_model(tmp_path: Path, sts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    tiny_model("bert", head="BertModel").save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("\n".join(tiny_texts(60)))
+    for part in ("validation", "test"):
+        rows = [{"sentence1": one, "sentence2": "w5 w6", "score": place} for place, one in enumerate(tiny_texts(5))]
+        (sts / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = f"--model {tmp_path}/model --texts {tmp_path}/texts.txt --sts {sts} --words 1 40 --method subspace"
+    words += " --set num_subspaces=4 --set codebook_size=8 --steps 2 --batch 8 --eval-steps 1 --fp32"
+    words += f" --work {tmp_path}/work --output {tmp_path}/found.json"
+    monkeypatch.setattr(sys, "argv", ["calibrate_minilm.py", *words.split()])
+    calibrate_minilm.main()
+    torch.backends.cuda.enable_flash_sdp(True)
+    torch.set_num_threads(threads)
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert [point["step"] for point in found["curve_on_validation"]] == [0, 1, 2]
+    assert set(found["sts_test"]) == {"dense", "after_fit", "after_calibration", "part_of_the_way"}
+    scores = found["validation_by_share_of_the_way"]
+    assert len(scores) == 8 and found["sts_validation"]["part_of_the_way"] == max(scores.values())
+    assert (tmp_path / "work" / "chosen" / "tokenizer.json").is_file()
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    scores = {
+        "dense": {"rte": [50.0, 60.0, 70.0], "cola": [10.0, 10.0, 10.0]},
+        "100x": {"rte": [49.0, 59.0, 69.0], "cola": [10.0, 11.0, 9.0]},
+    }
+    table = finetune_glue.summary(scores)
+    assert table["100x"]["rte"]["difference"] == -1.0 and table["100x"]["rte"]["interval_95"] == [-1.0, -1.0]
+    assert table["100x"]["mean"]["difference"] == -0.5 and table["100x"]["mean"]["values"] == [29.5, 35.0, 39.0]
+    low, high = table["100x"]["cola"]["interval_95"]
+    assert low == -high and high == pytest.approx(2.48, abs=0.01)
+    assert "difference" not in table["dense"]["rte"]
+    text = "\n".join(finetune_glue.lines(table))
+    assert "60.00 ± 10.00" in text and "-1.00 ± 0.00" in text
+    assert "-1.00" in "\n".join(
+        finetune_glue.lines(
+            finetune_glue.summary(
+                {arm: {task: values[:1] for task, values in tasks.items()} for arm, tasks in scores.items()}
+            )
+        )
+    )
