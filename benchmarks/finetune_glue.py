@@ -31,7 +31,6 @@ from hf_compact_embeddings.evaluation.metrics import interval_95
 
 TASKS = ("sst2", "cola", "mrpc", "rte", "stsb")
 MOST_ROWS = 10_000
-SMALL = 5_000
 
 
 def parse() -> argparse.Namespace:
@@ -43,9 +42,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=float, default=1)
-    parser.add_argument("--small-epochs", type=float, default=2, help="of a task with fewer than 5,000 rows")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-4)
+    parser.add_argument("--small-epochs", type=float, default=2, help="of a task with fewer than 10,000 rows")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--max-length", type=int, default=64, help="of an input in tokens")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, required=True, help="folder with a file for each finished run")
     parser.add_argument("--output", type=Path, help="JSON file to write when all is done")
@@ -75,7 +75,7 @@ def main() -> None:
     if options.output:
         given = {
             name: getattr(options, name)
-            for name in ("epochs", "small_epochs", "batch", "learning_rate", "threads", "seeds")
+            for name in ("epochs", "small_epochs", "batch", "learning_rate", "max_length", "threads", "seeds")
         }
         write(options.output, {"summary": table, "scores": scores}, **given)
 
@@ -88,7 +88,7 @@ def run(folder: str, task: str, seed: int, options: argparse.Namespace) -> dict[
     # Which rows does not depend on the seed.
     random.Random(0).shuffle(train)
     args = {
-        "num_train_epochs": options.small_epochs if len(train) < SMALL else options.epochs,
+        "num_train_epochs": options.small_epochs if len(train) < MOST_ROWS else options.epochs,
         "per_device_train_batch_size": options.batch,
         "learning_rate": options.learning_rate,
         "warmup_steps": 0.06,
@@ -105,6 +105,7 @@ def run(folder: str, task: str, seed: int, options: argparse.Namespace) -> dict[
         train[:MOST_ROWS],
         seed,
         args,
+        options.max_length,
     )
     kept = {"mrpc": ("f1", "accuracy"), "stsb": ("spearmanr",)}.get(task, tuple(metrics)[:1])
     score = 100 * statistics.fmean(metrics[name] for name in kept)
