@@ -35,8 +35,6 @@ from hf_compact_embeddings.token_statistics import count_tokens
 from hf_compact_embeddings.training import blend, calibrate
 
 _ENDS = re.compile(r"(?<=[.!?])\s+")
-# Of the way from the fit to where training ended.
-_SHARES = (0.25, 0.5, 0.75, 1.0)
 _WORD = re.compile(r"\w+")
 
 
@@ -58,6 +56,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--losses", type=json.loads, help="JSON object of weights")
     parser.add_argument("--learning-rate", type=float, default=3e-4)
     parser.add_argument("--table-learning-rate", type=float, default=0.03)
+    parser.add_argument(
+        "--shares",
+        nargs="*",
+        type=float,
+        default=[0.25, 0.5, 0.75, 1.0],
+        help="of the way from the fit to a checkpoint, to choose among; none with codes that move",
+    )
     parser.add_argument("--recode-steps", type=int, help="choose the codes anew every so many steps")
     parser.add_argument("--max-length", type=int, default=48)
     parser.add_argument("--eval-steps", type=int, default=250)
@@ -156,16 +161,14 @@ def main() -> None:
     validation, test = (read_rows(Path(options.sts) / f"{part}.jsonl") for part in ("validation", "test"))
     selection = Selection(compact, tokenizer, validation, work, options.eval_steps)
     train(compact, dense, tokenizer, texts, selection, options)
-    fit = load_compact(work / "fit")
-    chosen, shares = part_of_the_way(fit, work, tokenizer, validation)
-    chosen.save_pretrained(work / "chosen")
-    tokenizer.save_pretrained(work / "chosen")
-    models = {
-        "dense": dense,
-        "after_fit": fit,
-        "after_calibration": load_compact(work / "best"),
-        "part_of_the_way": load_compact(work / "chosen"),
-    }
+    fit, best = (load_compact(work / name) for name in ("fit", "best"))
+    models = {"dense": dense, "after_fit": fit, "after_calibration": best}
+    shares: dict[str, float] = {}
+    if options.shares and not options.recode_steps:
+        chosen, shares = part_of_the_way(fit, work, options.shares, tokenizer, validation)
+        chosen.save_pretrained(work / "chosen")
+        tokenizer.save_pretrained(work / "chosen")
+        models["part_of_the_way"] = load_compact(work / "chosen")
     found = {
         part: {name: round(sts_spearman(model, tokenizer, rows), 2) for name, model in models.items()}
         for part, rows in (("validation", validation), ("test", test))
@@ -239,14 +242,18 @@ def train(
 
 
 def part_of_the_way(
-    fit: PreTrainedModel, work: Path, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]]
+    fit: PreTrainedModel,
+    work: Path,
+    shares: list[float],
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: list[dict[str, Any]],
 ) -> tuple[PreTrainedModel, dict[str, float]]:
     """Return the best of the models on the way from the fit to the best and to the last checkpoint, and all scores."""
     scores: dict[str, float] = {}
     best = fit
     for end in ("best", "now"):
         model = load_compact(work / end)
-        for share in _SHARES:
+        for share in shares:
             part = blend(fit, model, share)
             value = round(sts_spearman(part, tokenizer, pairs), 2)
             if value > max(scores.values(), default=0.0):
