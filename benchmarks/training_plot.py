@@ -64,7 +64,7 @@ def curves(axes: Any, records: list[dict[str, Any]]) -> None:
     axes.axhline(records[0]["results"]["sts_validation"]["dense"], color="#777777", linestyle=":", label="dense")
     axes.set(xlabel="thousand sentences seen", ylabel="STS-B validation, Spearman × 100", ylim=(None, 88))
     axes.set_title("Calibration of all-MiniLM-L6-v2 (0: the fit alone)")
-    axes.legend(loc="lower right")
+    axes.legend(loc="center", bbox_to_anchor=(0.5, 0.62), fontsize=9)
     axes.grid(alpha=0.3)
 
 
@@ -76,13 +76,15 @@ def differences(axes: Any, summary: dict[str, Any]) -> None:
     for index, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
         cells = [summary[arm][task] for task in tasks]
         means = [cell["difference"] for cell in cells]
-        reaches = [cell["interval_95"][1] - cell["difference"] if cell["interval_95"] else 0.0 for cell in cells]
+        known = all(cell["interval_95"] for cell in cells)
+        reaches = [cell["interval_95"][1] - cell["difference"] for cell in cells] if known else None
         places = [place + (index - (len(arms) - 1) / 2) * width for place in range(len(tasks))]
         axes.bar(places, means, width * 0.9, yerr=reaches, capsize=3, color=colour, label=arm)
     axes.axhline(0, color="#777777", linewidth=1)
     axes.set_xticks(range(len(tasks)), [NAMES.get(task, task) for task in tasks])
     axes.set(ylabel="points above or below dense, same seeds")
-    axes.set_title("Fine-tuned, less the dense model fine-tuned (95 % intervals)")
+    seeds = len(summary[dense]["mean"]["values"])
+    axes.set_title(f"Fine-tuned, less dense ({'one seed' if seeds == 1 else f'{seeds} seeds, 95 % intervals'})")
     axes.legend(loc="lower left")
     axes.grid(axis="y", alpha=0.3)
 
