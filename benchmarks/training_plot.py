@@ -1,6 +1,6 @@
 """The plot of what training brings: calibration curves, and fine-tuned checkpoints beside the dense model.
 
-    python benchmarks/training_plot.py --calibrated benchmarks/results/calibrate_minilm_*.json \
+    python benchmarks/training_plot.py --calibrated benchmarks/results/calibrate_minilm_{100x,500x}.json \
         --finetuned benchmarks/results/finetune_glue.json --output benchmarks/results/training
 
 `--output` is the path of an SVG and a PNG, without an ending.
