@@ -34,4 +34,7 @@ def blend(start: PreTrainedModel, end: PreTrainedModel, share: float) -> PreTrai
     for name, value in result.named_parameters():
         value.lerp_(others[name].to(value), share)
     result.config = copy.deepcopy(end.config)
+    if noted := (result.config.compact_source or {}).get("calibration"):
+        # Cards tell how far the values went.
+        noted["share"] = share * noted.get("share", 1.0)
     return result

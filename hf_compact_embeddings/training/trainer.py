@@ -68,7 +68,7 @@ class CalibrationTrainer(MeanLossTrainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> TrainOutput:
         """Train; where a checkpoint has all steps behind it, only load it: Trainer would take one step more."""
-        if isinstance(resume_from_checkpoint, str):
+        if isinstance(resume_from_checkpoint, str) and _is_whole(Path(resume_from_checkpoint)):
             done = TrainerState.load_from_json(str(Path(resume_from_checkpoint) / _STATE_FILE))
             if 0 < self.args.max_steps <= done.global_step:
                 self._load_from_checkpoint(resume_from_checkpoint)

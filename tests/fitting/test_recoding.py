@@ -89,8 +89,13 @@ def test_a_scale_of_zero_and_rows_without_bits() -> None:
     scalar = build_structure(next(case for case in MOVING if case.method == "scalar"))
     with torch.no_grad():
         scalar.scales[3] = 0.0
-    recode(scalar, table_of(seed=1))
+    rows = table_of(seed=1)
+    rows[3] = 0.0
+    recode(scalar, rows)
     assert scalar.dense().isfinite().all() and (scalar.dense()[3] == 0).all()
+    with torch.no_grad():
+        scalar.scales[3] = 1.0
+    assert scalar.dense()[3].abs().max() <= 1.0, "nothing was divided by zero"
     for method in ("rotated", "blocks"):
         structure = build_structure(next(case for case in MOVING if case.method == method))
         with torch.no_grad():

@@ -149,6 +149,9 @@ def test_a_calibrated_model_says_how_it_was_trained() -> None:
     assert "codes were chosen anew" not in text
     note |= {"teacher": False, "trains": "tables", "recode_steps": 200}
     assert "seed 3; the codes were chosen anew every 200 steps." in make_card(compact).text
+    assert "Of the way" not in make_card(compact).text
+    note["share"] = 0.25
+    assert "Of the way from the fit to there, its values went 25%." in make_card(compact).text
     assert "calibrated on text alone" in make_card(compact).text
     assert "copied from the original" in make_card(compact).text
 

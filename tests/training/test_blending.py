@@ -24,6 +24,7 @@ def compact(seed: int) -> hce.CompactBertModel:
 
 def test_values_are_between(tmp_path) -> None:
     start, end = compact(1), compact(2)
+    end.config.compact_source["calibration"] = {"steps": 7}
     before = {name: value.clone() for name, value in start.named_parameters()}
     quarter = blend(start, end, 0.25)
     after = dict(end.named_parameters())
@@ -31,6 +32,9 @@ def test_values_are_between(tmp_path) -> None:
         torch.testing.assert_close(value, 0.75 * before[name] + 0.25 * after[name])
     assert all(torch.equal(value, before[name]) for name, value in start.named_parameters()), "start is as it was"
     assert all(torch.equal(*pair) for pair in zip(blend(start, end, 0.0).parameters(), start.parameters(), strict=True))
+    assert quarter.config.compact_source["calibration"] == {"steps": 7, "share": 0.25}
+    assert end.config.compact_source["calibration"] == {"steps": 7}
+    assert blend(start, quarter, 0.5).config.compact_source["calibration"]["share"] == 0.125
     quarter.save_pretrained(tmp_path)
     assert type(AutoModelForMaskedLM.from_pretrained(tmp_path)) is type(start)
 
