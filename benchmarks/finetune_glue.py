@@ -14,6 +14,7 @@ import argparse
 import json
 import random
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -61,23 +62,24 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     arms = dict(arm.split("=", 1) for arm in options.arms)
     scores: dict[str, dict[str, list[float]]] = {arm: {task: [] for task in options.tasks} for arm in arms}
+    names = ("epochs", "small_epochs", "batch", "learning_rate", "max_length", "threads")
+    settings = {name: getattr(options, name) for name in names}
     # All arms of a seed before the next seed, so that an unfinished table is fair.
     for seed in options.seeds:
         for task in options.tasks:
             for arm, folder in arms.items():
                 path = options.work / f"{arm}-{task}-{seed}.json"
                 if not path.exists():
-                    path.write_text(json.dumps(run(folder, task, seed, options)))
+                    path.write_text(json.dumps({"settings": settings, **run(folder, task, seed, options)}))
                     print(f"{time.strftime('%H:%M:%S')} {path.stem} {path.read_text()}", flush=True)
-                scores[arm][task].append(json.loads(path.read_text())["score"])
+                found = json.loads(path.read_text())
+                if found["settings"] != settings:
+                    sys.exit(f"{path} was made with {found['settings']}: take another folder for --work")
+                scores[arm][task].append(found["score"])
     table = summary(scores)
     print("\n".join(lines(table)))
     if options.output:
-        given = {
-            name: getattr(options, name)
-            for name in ("epochs", "small_epochs", "batch", "learning_rate", "max_length", "threads", "seeds")
-        }
-        write(options.output, {"summary": table, "scores": scores}, **given)
+        write(options.output, {"summary": table, "scores": scores}, **settings, seeds=options.seeds)
 
 
 def run(folder: str, task: str, seed: int, options: argparse.Namespace) -> dict[str, Any]:
