@@ -55,6 +55,12 @@ ARMS = (*HASHED, "dense")
 TASKS = {"sst2": ("sentence",), "mrpc": ("sentence1", "sentence2"), "cola": ("sentence",)}
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
+# The options that runs of one table must share.
+SETTINGS = (
+    *("width", "layers", "heads", "vocabulary", "length", "batch", "tokens", "pretrain_rate"),
+    *("rate", "epochs", "fine_batch", "max_rows"),
+)
+
 
 def parse() -> argparse.Namespace:
     """Read the command line."""
@@ -94,6 +100,9 @@ def main() -> None:
     result: dict[str, Any] = {"pretraining": {}, "runs": {}}
     if options.output.exists():
         result = json.loads(options.output.read_text())["results"]
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    if result.setdefault("settings", settings) != settings:
+        sys.exit(f"{options.output} was made with {result['settings']}: write to another file")
     for arm in options.arms:
         folder = options.work / arm
         if not (folder / "config.json").exists():

@@ -79,6 +79,10 @@ def choose_losses(compact: PreTrainedModel, teacher: bool, losses: Mapping[str, 
     """
     scores_tokens = is_masked_lm(compact) or is_causal_lm(compact)
     if losses is None:
+        if not teacher and not scores_tokens:
+            raise CompactConfigError(
+                f"`teacher` is missing: a {type(compact).__name__} has no masked-LM or causal head to learn with alone."
+            )
         if not teacher:
             losses = {"labels": 1.0}
         elif scores_tokens:

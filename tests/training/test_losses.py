@@ -98,12 +98,13 @@ def test_the_losses_that_suit_a_model() -> None:
         (True, {"state": 1.0}, "'state', but allowed are states, all_states"),
         (True, {}, "names no loss"),
         (True, {"states": 0.0}, "a number above 0"),
+        (False, None, "`teacher` is missing: a CompactBertModel has no"),
         (False, {"states": 1.0}, "`teacher` is missing, but the losses states"),
         (True, {"logits": 1.0}, "CompactBertModel has no masked-LM or causal head"),
         (True, {"states": 1.0, "all_states": 1.0}, "both states and all_states"),
     ],
 )
-def test_losses_that_cannot_be(teacher: bool, losses: dict, message: str) -> None:
+def test_losses_that_cannot_be(teacher: bool, losses: dict | None, message: str) -> None:
     _, encoder = compress_tiny("bert", CASE, head="BertModel")
     with pytest.raises(hce.CompactConfigError, match=message):
         choose_losses(encoder, teacher, losses)
