@@ -4,8 +4,9 @@
         --method subspace --set num_subspaces=8 --steps 2000 --work calibration_f8 --output benchmarks/results/f8.json
 
 Trains on sentences of unlabelled text, from which every sentence of the STS benchmark is taken out; selects the
-checkpoint on the validation part; reads the test part once, at the end. Killed and started again with the same
-arguments, it goes on where it was.
+checkpoint on the validation part; reads the test part once, at the end. In the folder of `--work` the best checkpoint
+is `best`, the best on the way to it from the fit `chosen`, and the last one `now`: that is the one to fine-tune. Killed
+and started again with the same arguments, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -161,6 +162,7 @@ def main() -> None:
     validation, test = (read_rows(Path(options.sts) / f"{part}.jsonl") for part in ("validation", "test"))
     selection = Selection(compact, tokenizer, validation, work, options.eval_steps)
     train(compact, dense, tokenizer, texts, selection, options)
+    tokenizer.save_pretrained(work / "now")
     fit, best = (load_compact(work / name) for name in ("fit", "best"))
     models = {"dense": dense, "after_fit": fit, "after_calibration": best}
     shares: dict[str, float] = {}
