@@ -67,8 +67,8 @@ def main() -> None:
     # All arms of a seed before the next seed, so that an unfinished table is fair.
     for seed in options.seeds:
         for task in options.tasks:
-            settings = {**shared, "epochs": epochs[task]}
             for arm, folder in arms.items():
+                settings = {**shared, "epochs": epochs[task], "model": "/".join(Path(folder).parts[-2:])}
                 path = options.work / f"{arm}-{task}-{seed}.json"
                 if not path.exists():
                     path.write_text(json.dumps({"settings": settings, **run(folder, task, seed, settings, options)}))

@@ -15,8 +15,13 @@ _PACKAGES = ("hf_compact_embeddings", "torch", "transformers")
 
 def command() -> str:
     """Return the command line that runs, without where on this machine files are: folder and name say what they are."""
-    words = ["/".join(Path(word).parts[-2:]) if word.startswith("/") else word for word in sys.argv[1:]]
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *map(_without_place, sys.argv[1:])])
+
+
+def _without_place(word: str) -> str:
+    """Shorten a path, also one behind a name as in NAME=PATH."""
+    name, equals, path = word.rpartition("=")
+    return name + equals + ("/".join(Path(path).parts[-2:]) if path.startswith("/") else path)
 
 
 def versions(*others: str) -> dict[str, str]:
