@@ -34,6 +34,7 @@ from hf_compact_embeddings.cli.demo import find_model
 from hf_compact_embeddings.evaluation.sts import sts_spearman
 from hf_compact_embeddings.token_statistics import count_tokens
 from hf_compact_embeddings.training import blend, calibrate
+from hf_compact_embeddings.training.trainer import last_checkpoint
 
 _ENDS = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"\w+")
@@ -179,6 +180,7 @@ def main() -> None:
         "sts_validation": found["validation"],
         "sts_test": found["test"],
         "curve_on_validation": selection.curve,
+        "loss_by_step": loss_by_step(work),
         "validation_by_share_of_the_way": shares,
         "report_after_fit": report,
     }
@@ -241,6 +243,13 @@ def train(
             "seed": options.seed,
         },
     )
+
+
+def loss_by_step(work: Path) -> dict[str, float]:
+    """Return the training loss, each a mean since the one before, as Trainer noted it in its last checkpoint."""
+    checkpoint = last_checkpoint(work / "run")
+    state = {"log_history": []} if checkpoint is None else json.loads((checkpoint / "trainer_state.json").read_text())
+    return {str(entry["step"]): round(float(entry["loss"]), 4) for entry in state["log_history"] if "loss" in entry}
 
 
 def part_of_the_way(

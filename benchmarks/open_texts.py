@@ -120,8 +120,8 @@ def main() -> None:
             "phrases": phrases(folder),
         }
         for kind, texts in kinds.items():
-            lines = [" ".join(_LINK.sub("", text).split()) for text in texts]
-            (options.output / f"{kind}.txt").write_text("\n".join(filter(None, lines)) + "\n", encoding="utf-8")
+            lines = [line for text in texts if (line := " ".join(_LINK.sub("", text).split()))]
+            (options.output / f"{kind}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
             print(f"{kind:<12}{len(lines):>9,} texts")
 
 

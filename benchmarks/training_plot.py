@@ -52,15 +52,11 @@ def curves(axes: Any, records: list[dict[str, Any]]) -> None:
             color=colour,
             label=f"{record['results']['report_after_fit']['ratio']:.0f}× smaller",
         )
-        axes.plot(
-            [record["sentences_seen"] / 1000],
-            [record["results"]["sts_validation"]["part_of_the_way"]],
-            marker="*",
-            markersize=13,
-            linestyle="none",
-            color=colour,
-            label="part of the way from the fit",
-        )
+        # Where codes move there is no way between two models.
+        if (chosen := record["results"]["sts_validation"].get("part_of_the_way")) is not None:
+            place = record["sentences_seen"] / 1000
+            look = {"marker": "*", "markersize": 13, "linestyle": "none", "color": colour}
+            axes.plot([place], [chosen], **look, label="part of the way from the fit")
     axes.axhline(records[0]["results"]["sts_validation"]["dense"], color="#777777", linestyle=":", label="dense")
     axes.set(xlabel="thousand sentences seen", ylabel="STS-B validation, Spearman × 100", ylim=(None, 88))
     axes.set_title("Calibration of all-MiniLM-L6-v2 (0: the fit alone)")

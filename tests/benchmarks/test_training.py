@@ -54,6 +54,7 @@ def test_a_calibration_of_a_tiny_model(tmp_path: Path, sts: Path, monkeypatch: p
     calibrate_minilm.main()
     found = json.loads((tmp_path / "found.json").read_text())["results"]
     assert [point["step"] for point in found["curve_on_validation"]] == [0, 1, 2]
+    assert list(found["loss_by_step"]) == ["1", "2"] and all(loss > 0 for loss in found["loss_by_step"].values())
     assert set(found["sts_test"]) == {"dense", "after_fit", "after_calibration", "part_of_the_way"}
     scores = found["validation_by_share_of_the_way"]
     assert len(scores) == 8 and found["sts_validation"]["part_of_the_way"] == max(scores.values())
