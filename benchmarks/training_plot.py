@@ -1,9 +1,9 @@
 """The plot of what training brings: calibration curves, and fine-tuned checkpoints beside the dense model.
 
     python benchmarks/training_plot.py --calibrated benchmarks/results/calibrate_minilm_{100x,500x}.json \
-        --finetuned benchmarks/results/finetune_glue.json --output benchmarks/results/training
+        --finetuned benchmarks/results/finetune_glue_{100x,500x}.json --output benchmarks/results/training
 
-`--output` is the path of an SVG and a PNG, without an ending.
+`--output` is the path of an SVG and a PNG, without an ending. Every arm is compared with the dense one of its own file.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ def main() -> None:
     """Draw, and write an SVG and a PNG beside each other."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--calibrated", type=Path, nargs="+", required=True, help="JSON files of calibrate_minilm.py")
-    parser.add_argument("--finetuned", type=Path, required=True, help="JSON file of finetune_glue.py")
+    parser.add_argument("--finetuned", type=Path, nargs="+", required=True, help="JSON files of finetune_glue.py")
     parser.add_argument("--output", type=Path, required=True, help="path of the pictures, without an ending")
     options = parser.parse_args()
     matplotlib.rcParams["svg.hashsalt"] = "training"
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), width_ratios=(2, 3))
     curves(left, [json.loads(path.read_text()) for path in sorted(options.calibrated)])
-    differences(right, json.loads(options.finetuned.read_text())["results"]["summary"])
+    differences(right, [json.loads(path.read_text())["results"]["summary"] for path in options.finetuned])
     figure.tight_layout()
     figure.savefig(options.output.with_suffix(".svg"), metadata={"Date": None})
     figure.savefig(options.output.with_suffix(".png"), dpi=110)
@@ -64,23 +64,23 @@ def curves(axes: Any, records: list[dict[str, Any]]) -> None:
     axes.grid(alpha=0.3)
 
 
-def differences(axes: Any, summary: dict[str, Any]) -> None:
+def differences(axes: Any, summaries: list[dict[str, Any]]) -> None:
     """Draw each arm's difference to the dense one, with its 95 % interval."""
-    dense, *arms = summary
-    tasks = list(summary[dense])
+    arms = {arm: cells for summary in summaries for arm, cells in list(summary.items())[1:]}
     width = 0.8 / len(arms)
-    for index, (arm, colour) in enumerate(zip(arms, COLOURS, strict=False)):
-        cells = [summary[arm][task] for task in tasks]
-        means = [cell["difference"] for cell in cells]
-        known = all(cell["interval_95"] for cell in cells)
-        reaches = [cell["interval_95"][1] - cell["difference"] for cell in cells] if known else None
-        places = [place + (index - (len(arms) - 1) / 2) * width for place in range(len(tasks))]
-        axes.bar(places, means, width * 0.9, yerr=reaches, capsize=3, color=colour, label=arm)
+    for index, ((arm, cells), colour) in enumerate(zip(arms.items(), COLOURS, strict=False)):
+        means = [cell["difference"] for cell in cells.values()]
+        known = all(cell["interval_95"] for cell in cells.values())
+        reaches = [cell["interval_95"][1] - cell["difference"] for cell in cells.values()] if known else None
+        places = [place + (index - (len(arms) - 1) / 2) * width for place in range(len(cells))]
+        seeds = len(cells["mean"]["values"])
+        label = f"{arm}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
+        axes.bar(places, means, width * 0.9, yerr=reaches, capsize=3, color=colour, label=label)
     axes.axhline(0, color="#777777", linewidth=1)
+    tasks = next(iter(arms.values()))
     axes.set_xticks(range(len(tasks)), [NAMES.get(task, task) for task in tasks])
     axes.set(ylabel="points above or below dense, same seeds")
-    seeds = len(summary[dense]["mean"]["values"])
-    axes.set_title(f"Fine-tuned, less dense ({'one seed' if seeds == 1 else f'{seeds} seeds, 95 % intervals'})")
+    axes.set_title("Fine-tuned, less dense, with 95 % intervals")
     axes.legend(loc="lower left")
     axes.grid(axis="y", alpha=0.3)
 

@@ -8,12 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModel
+
+import hf_compact_embeddings as hce
 
 from ..tiny_models import tiny_model
 from ..tools import tiny_texts, tiny_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
+import calibrate_methods  # noqa: E402
 import calibrate_minilm  # noqa: E402
 import finetune_glue  # noqa: E402
 
@@ -39,18 +44,24 @@ def test_no_sentence_of_the_benchmark_is_trained_on(tmp_path: Path, sts: Path) -
     assert not calibrate_minilm.sentences(options)
 
 
-def test_a_calibration_of_a_tiny_model(tmp_path: Path, sts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tiny(tmp_path: Path, sts: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Give the arguments that have a benchmark calibrate a tiny model."""
     tiny_model("bert", head="BertModel").save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "texts.txt").write_text("\n".join(tiny_texts(60)))
     for part in ("validation", "test"):
         rows = [{"sentence1": one, "sentence2": "w5 w6", "score": place} for place, one in enumerate(tiny_texts(5))]
         (sts / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = f"--model {tmp_path}/model --texts {tmp_path}/texts.txt --sts {sts} --words 1 40 --method subspace"
-    words += " --set num_subspaces=4 --set codebook_size=8 --steps 2 --batch 8 --eval-steps 1 --fp32"
-    words += f" --work {tmp_path}/made --output {tmp_path}/found.json"
+    for benchmark in (calibrate_methods, calibrate_minilm):
+        monkeypatch.setattr(benchmark, "prepare", lambda threads: None)  # It would hold for the tests that follow.
+    words = f"--model {tmp_path}/model --texts {tmp_path}/texts.txt --sts {sts} --words 1 40 --steps 2 --batch 8 --fp32"
+    return f"{words} --work {tmp_path}/made --output {tmp_path}/found.json"
+
+
+def test_a_calibration_of_a_tiny_model(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = f"{tiny} --method subspace --set num_subspaces=4 --set codebook_size=8 --eval-steps 1"
     monkeypatch.setattr(sys, "argv", ["calibrate_minilm.py", *words.split()])
-    monkeypatch.setattr(calibrate_minilm, "prepare", lambda threads: None)  # It would hold for the tests that follow.
     calibrate_minilm.main()
     found = json.loads((tmp_path / "found.json").read_text())["results"]
     assert [point["step"] for point in found["curve_on_validation"]] == [0, 1, 2]
@@ -59,6 +70,26 @@ def test_a_calibration_of_a_tiny_model(tmp_path: Path, sts: Path, monkeypatch: p
     scores = found["validation_by_share_of_the_way"]
     assert len(scores) == 8 and found["sts_validation"]["part_of_the_way"] == max(scores.values())
     assert (tmp_path / "made" / "chosen" / "tokenizer.json").is_file()
+
+
+def test_methods_are_calibrated_alike(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {
+        "clusters, f = 4": hce.SubspaceConfig(num_subspaces=4, codebook_size=8),
+        "svd": hce.FactorizedConfig(fit="svd", rank=2),
+    }
+    monkeypatch.setattr(calibrate_methods, "settings", lambda values, width: few)
+    monkeypatch.setattr(sys, "argv", ["calibrate_methods.py", *tiny.split(), "--learning-rate", "0.01"])
+    calibrate_methods.main()
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    dense = AutoModel.from_pretrained(tmp_path / "model")
+    assert [row["method"] for row in found["methods"]] == list(few) and set(found["dense"]) == {"validation", "test"}
+    for row, folder in zip(found["methods"], ("clusters_f=4", "svd"), strict=True):
+        assert {"validation", "test"} == set(row["after_fit"]) == set(row["after_calibration"])
+        saved = AutoModel.from_pretrained(tmp_path / "made" / folder)
+        assert not torch.equal(saved.encoder.layer[0].output.dense.weight, dense.encoder.layer[0].output.dense.weight)
+        assert saved.get_input_embeddings().nbytes == row["compact_bytes"]
+    monkeypatch.setattr(calibrate_methods, "measured", None)  # What is done is not done again.
+    calibrate_methods.main()
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
