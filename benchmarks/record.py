@@ -45,7 +45,7 @@ def write(path: str | Path, results: Any, **details: Any) -> None:
 
 def read_lines(path: str | Path) -> list[str]:
     """Return the lines of a text file that are not empty."""
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in Path(path).read_text(encoding="utf-8").split("\n") if line.strip()]
 
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:

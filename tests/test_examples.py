@@ -164,7 +164,7 @@ def test_sts(folder: Path) -> None:
     ("words", "message"),
     [
         (["--train_file", "no.jsonl"], "'no.jsonl' is no file"),
-        (["--train_file", "wrong.jsonl"], "needs the columns sentence, label"),
+        (["--train_file", "wrong.jsonl"], "but the task needs sentence, label; its columns are"),
         (["--validation_file", "wrong.jsonl"], "`--train_file` is missing"),
         (["--train_file", "wrong.jsonl", "--compact_options", "x"], "need a method or a ratio"),
     ],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def read_rows(source: Any, split: str | None = None, config: str | None = None) 
         if split not in source:
             raise CompactConfigError(f"`data` has no split {split!r}; its splits are {', '.join(map(str, source))}.")
         source = source[split]
-    rows = [{"text": row} if isinstance(row, str) else dict(row) for row in source]
+    rows = [{"text": row} if isinstance(row, str) else _row(row, place) for place, row in enumerate(source)]
     if not rows:
         raise CompactConfigError("`data` has no rows.")
     return rows
@@ -59,12 +60,21 @@ def _read_path(path: Path, split: str | None, config: str | None) -> Rows:
 def _parse(path: Path) -> Rows:
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True)))
+        return list(csv.DictReader(io.StringIO(text)))
+    # Not `splitlines()`: JSON strings may hold the other line separators of Unicode as they are.
+    lines = [line for line in text.split("\n") if line.strip()]
     if path.suffix == ".txt":
-        return [{"text": line} for line in text.splitlines() if line.strip()]
-    if text.lstrip().startswith("["):
-        return [dict(row) for row in json.loads(text)]
-    return [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
+        return [{"text": line} for line in lines]
+    values = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
+    return [_row(value, place) for place, value in enumerate(values)]
+
+
+def _row(value: Any, place: int) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise CompactConfigError(
+            f'`data` has a {type(value).__name__} as row {place}, but a row names its columns, as {{"text": "…"}} does.'
+        )
+    return dict(value)
 
 
 def _read_hub(name: str, split: str | None, config: str | None) -> Rows:
@@ -82,10 +92,12 @@ def _read_hub(name: str, split: str | None, config: str | None) -> Rows:
         ) from error
 
 
-def require_columns(rows: Sequence[Mapping[str, Any]], columns: Iterable[str], name: str = "data") -> None:
+def require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str = "data") -> None:
     """Raise unless all columns are there; the message lists those that are."""
-    missing = [column for column in columns if rows and column not in rows[0]]
-    if not rows or missing:
-        found = ", ".join(rows[0]) if rows else "no rows"
-        wanted = ", ".join(columns)
-        raise CompactConfigError(f"`{name}` needs the columns {wanted}, but {', '.join(missing)} is missing: {found}.")
+    if not rows:
+        raise CompactConfigError(f"`{name}` has no rows.")
+    if missing := [column for column in columns if column not in rows[0]]:
+        raise CompactConfigError(
+            f"`{name}` has no column {', '.join(map(repr, missing))}, but the task needs {', '.join(columns)}; "
+            f"its columns are {', '.join(rows[0])}."
+        )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling.errors import CompactConfigError
+from .data import require_columns
 from .sentences import sentence_vectors, spearman
 
 _COLUMNS = ("sentence1", "sentence2", "score")
@@ -25,10 +25,7 @@ def sts_spearman(
         pairs: rows with the columns of the STS benchmark: sentence1, sentence2, score.
     """
     rows = list(pairs)
-    missing = [column for column in _COLUMNS if rows and column not in rows[0]]
-    if not rows or missing:
-        found = ", ".join(rows[0]) if rows else "no rows"
-        raise CompactConfigError(f"`data` needs the columns {', '.join(_COLUMNS)}, but has: {found}.")
+    require_columns(rows, _COLUMNS)
     # Both sides in one go: sentences of a length share a batch, and repeated ones are read once.
     sentences = sorted({row[column] for row in rows for column in _COLUMNS[:2]})
     index = {sentence: position for position, sentence in enumerate(sentences)}

@@ -152,6 +152,14 @@ def test_rows_from_files(tmp_path: Path) -> None:
         read_rows(tmp_path, "dev")
     with pytest.raises(hce.CompactConfigError, match="'nothing.csv' is no file"):
         read_rows("nothing.csv")
+    # Separators that Python takes for ends of lines, and JSON does not.
+    strange = [{"sentence1": "w5\u2028w6", "label": 0}, {"sentence1": "w7\x85", "label": 1}]
+    (tmp_path / "strange.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in strange))
+    assert read_rows(tmp_path / "strange.jsonl") == strange
+    (tmp_path / "numbers.jsonl").write_text('{"text": "w5"}\n3\n')
+    for source in (tmp_path / "numbers.jsonl", [{"text": "w5"}, 3]):
+        with pytest.raises(hce.CompactConfigError, match="has a int as row 1, but a row names its columns"):
+            read_rows(source)
     (tmp_path / "bad.jsonl").write_text("{")
     with pytest.raises(hce.CompactConfigError, match=r"bad.jsonl' cannot be read"):
         read_rows(tmp_path / "bad.jsonl")
@@ -168,14 +176,14 @@ def test_bad_input() -> None:
         ({"data": None}, "`data` is missing"),
         (
             {"data": [{"a": 1, "label": 0}]},
-            "needs the columns sentence1, sentence2, label, but .* is missing: a, label",
+            "no column 'sentence1', 'sentence2', but the task needs .*, label; its columns are a, label",
         ),
         ({"data": pairs(2, label=2)}, "label 2 in row 0, but rte has the labels 0 to 1"),
         ({"train": pairs(2, label="x")}, "label 'x' in row 0, but it must be a number"),
         ({"data": []}, "has no rows"),
         ({"seeds": ()}, "`seeds` is empty"),
-        ({"task": "sts", "data": [{"sentence1": "w5"}]}, "needs the columns"),
-        ({"task": "squad"}, "needs the columns id, context, question, answers"),
+        ({"task": "sts", "data": [{"sentence1": "w5"}]}, "no column 'sentence2', 'score'"),
+        ({"task": "squad"}, "needs id, context, question, answers; its columns are sentence1, sentence2, label"),
     ]
     for changes, message in checks:
         options = {"compact": compact, **good, **changes}
