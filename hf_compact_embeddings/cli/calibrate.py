@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--texts-config", metavar="NAME", help="configuration of a Hub data set")
     parser.add_argument("--texts-split", default="train", metavar="NAME", help="split of a Hub data set")
     parser.add_argument("--texts-column", default="text", metavar="NAME", help="where rows have their text")
+    parser.add_argument(
+        "--texts-pair-column", metavar="NAME", help="where rows have a second text, to be read together with the first"
+    )
     parser.add_argument("--output", required=True, help="folder to write; must be absent or empty")
     parser.add_argument("--trains", default="tables", help="tables (default), tables+norm, or all")
     parser.add_argument(
@@ -82,7 +85,11 @@ def run(options: argparse.Namespace) -> Outcome:
             load_compact(options.model),
             teacher=options.teacher,
             texts=read_texts(
-                options.texts, config=options.texts_config, split=options.texts_split, column=options.texts_column
+                options.texts,
+                config=options.texts_config,
+                split=options.texts_split,
+                column=options.texts_column,
+                pair_column=options.texts_pair_column,
             ),
             tokenizer=tokenizer,
             losses=losses,

@@ -52,8 +52,9 @@ def calibrate(
 
     Args:
         compact: the model.
-        texts: strings, rows with a column `text`, a file (a text a line, or JSON lines), the name of a data set of
-            the Hub (streamed), or what `read_texts` gives. Not read where `cache` is complete.
+        texts: strings, pairs of strings that the model reads together, rows with a column `text`, a file (a text a
+            line, or JSON lines), the name of a data set of the Hub (streamed), or what `read_texts` gives. Not read
+            where `cache` is complete.
         tokenizer: of both models.
         teacher: the original, or its Hub id or folder. Without it the text itself is the goal ("labels").
         args: a `TrainingArguments`, or a dictionary of its fields. Without `output_dir` the work is done in a

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..evaluation.perplexity import stream_pieces
 from ..modeling.errors import CompactConfigError
 from .losses import Target
+from .texts import Text
 
 _TEXTS_PER_BATCH = 1000
 Row = dict[str, Any]
@@ -54,25 +55,38 @@ class Encoder:
         self.seed = seed
         self.special = torch.tensor(tokenizer.all_special_ids, dtype=torch.int64)
 
-    def rows(self, texts: Iterable[str]) -> Iterator[Row]:
+    def rows(self, texts: Iterable[Text]) -> Iterator[Row]:
         """Read texts as rows."""
         if self.predict is not None:
-            yield from (self._with_places(torch.tensor(piece)) for piece in self._pieces(texts))
+            pieces = stream_pieces(map(_single, texts), self.tokenizer, self.max_length)
+            yield from (self._with_places(torch.tensor(piece)) for piece in pieces)
             return
         iterator = iter(texts)
         while batch := list(islice(iterator, _TEXTS_PER_BATCH)):
-            encoded = self.tokenizer(
-                batch, truncation=True, max_length=self.max_length, return_attention_mask=False, verbose=False
-            )
-            for index in range(len(batch)):
-                row = {name: values[index] for name, values in encoded.items()}
+            for row in self._encoded(batch):
                 ids = row["input_ids"] = torch.tensor(row["input_ids"], dtype=torch.int64)
                 # A text of which the tokenizer leaves nothing teaches nothing.
                 if bool((~torch.isin(ids, self.special)).any()):
                     yield row
 
-    def _pieces(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        return stream_pieces(texts, self.tokenizer, self.max_length)
+    def _encoded(self, batch: list[Text]) -> list[Row]:
+        """Return what the tokenizer makes of texts and pairs, which it takes apart from each other, in their order."""
+        rows: list[Row] = [{} for _ in batch]
+        for paired in (False, True):
+            places = [place for place, text in enumerate(batch) if isinstance(text, tuple) == paired]
+            chosen = [batch[place] for place in places]
+            if not chosen:
+                continue
+            encoded = self.tokenizer(
+                *(map(list, zip(*chosen, strict=True)) if paired else (chosen,)),
+                truncation=True,
+                max_length=self.max_length,
+                return_attention_mask=False,
+                verbose=False,
+            )
+            for index, place in enumerate(places):
+                rows[place] = {name: values[index] for name, values in encoded.items()}
+        return rows
 
     def _with_places(self, ids: Tensor) -> Row:
         """Choose the places of a row, and hide the tokens there from a masked-LM head."""
@@ -88,6 +102,12 @@ class Encoder:
             return {"input_ids": ids, "places": places, "targets": ids.roll(-1)[places]}
         hidden = ids.masked_fill(places, int(self.tokenizer.mask_token_id))
         return {"input_ids": hidden, "places": places, "targets": ids[places]}
+
+
+def _single(text: Text) -> str:
+    if isinstance(text, tuple):
+        raise CompactConfigError("`texts` has pairs of texts, but losses at predicted tokens read running text.")
+    return text
 
 
 class HeldRows(Dataset):
@@ -111,7 +131,7 @@ class HeldRows(Dataset):
 class StreamedRows(IterableDataset):
     """Rows that are read anew at each pass, in their order."""
 
-    def __init__(self, encoder: Encoder, texts: Iterable[str]) -> None:
+    def __init__(self, encoder: Encoder, texts: Iterable[Text]) -> None:
         """Note where the texts come from."""
         self.encoder = encoder
         self.texts = texts

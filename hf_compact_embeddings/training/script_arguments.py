@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, cast
 
 from transformers import (
     AutoConfig,
@@ -75,7 +75,8 @@ class ModelArguments:
         options = dict(_option(words) for words in self.compact_options)
         if self.compact_ratio is not None:
             options["ratio"] = self.compact_ratio
-        texts = None if self.compact_texts is None else read_texts(self.compact_texts)
+        # Pairs come from a second column only, which is not asked for here.
+        texts = None if self.compact_texts is None else cast(Iterable[str], read_texts(self.compact_texts))
         return compress(model, self.compact_method, tokenizer=tokenizer, texts=texts, seed=seed, **options), tokenizer
 
 

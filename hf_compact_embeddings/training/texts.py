@@ -9,41 +9,50 @@ from typing import Any
 
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 
+# A text, or two that a model reads together.
+Text = str | tuple[str, str]
+
 _COLUMN = "text"
 _JSON_SUFFIXES = (".json", ".jsonl")
 
 
 class TextFile:
-    """The texts of a file that are not empty, read anew at each pass: a line each, or a column of JSON lines."""
+    """The texts of a file that are not empty, read anew at each pass: a line each, or columns of JSON lines."""
 
-    def __init__(self, path: str | Path, column: str = _COLUMN) -> None:
+    def __init__(self, path: str | Path, column: str = _COLUMN, pair_column: str | None = None) -> None:
         """Note where the texts are."""
         self.path = Path(path)
-        self.column = column
+        self.columns = (column, pair_column)
         if not self.path.is_file():
             raise CompactConfigError(f"`texts` {str(path)!r} is no file.")
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Text]:
         """Read the file once."""
         structured = self.path.suffix in _JSON_SUFFIXES
         with self.path.open(encoding="utf-8", errors="replace") as file:
             for number, line in enumerate(file, 1):
-                text = self._column_of(line, number) if structured and line.strip() else line
-                if text := text.strip():
+                if text := self._text_in(line, number) if structured and line.strip() else line.strip():
                     yield text
 
-    def _column_of(self, line: str, number: int) -> str:
+    def _text_in(self, line: str, number: int) -> Text | None:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise CompactConfigError(f"`texts` {self.path.name!r}, line {number}, is no JSON: {error}.") from error
-        return text_of(row, self.column)
+        return text_of(row, *self.columns)
 
 
 class HubTexts:
-    """A column of a data set of the Hub, streamed anew at each pass."""
+    """A column of a data set of the Hub, or two, streamed anew at each pass."""
 
-    def __init__(self, name: str, config: str | None = None, split: str = "train", column: str = _COLUMN) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: str | None = None,
+        split: str = "train",
+        column: str = _COLUMN,
+        pair_column: str | None = None,
+    ) -> None:
         """Open the stream, which fails here if the data set is out of reach."""
         try:
             from datasets import load_dataset
@@ -57,19 +66,29 @@ class HubTexts:
             raise CompactConfigError(
                 f"`texts` {name!r} is no file here, and no data set of the Hub that could be opened: {error}"
             ) from error
-        self.column = column
+        self.columns = (column, pair_column)
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Text]:
         """Stream the texts that are not empty."""
         for row in self.rows:
-            if text := text_of(row, self.column).strip():
+            if text := text_of(row, *self.columns):
                 yield text
 
 
-def text_of(row: Any, column: str) -> str:
-    """Return the text of a row, which is one itself or has it in a column."""
+def text_of(row: Any, column: str, pair_column: str | None = None) -> Text | None:
+    """Return the text or texts of a row, which holds them itself or has them in columns; None if one is empty."""
     if isinstance(row, str):
-        return row
+        return row.strip() or None
+    if isinstance(row, tuple) and len(row) == 2 and all(isinstance(text, str) for text in row):
+        texts = [text.strip() for text in row]
+    else:
+        texts = [_value_of(row, name).strip() for name in (column, pair_column) if name is not None]
+    if not all(texts):
+        return None
+    return texts[0] if len(texts) == 1 else (texts[0], texts[1])
+
+
+def _value_of(row: Any, column: str) -> str:
     if not isinstance(row, dict) or column not in row:
         columns = ", ".join(row) if isinstance(row, dict) else f"none: a row is a {type(row).__name__}"
         raise CompactConfigError(f"`texts` has no column {column!r}; its columns are {columns}.")
@@ -77,24 +96,30 @@ def text_of(row: Any, column: str) -> str:
 
 
 def read_texts(
-    source: str | Path | Iterable[Any], *, config: str | None = None, split: str = "train", column: str = _COLUMN
-) -> Sequence[str] | HubTexts:
+    source: str | Path | Iterable[Any],
+    *,
+    config: str | None = None,
+    split: str = "train",
+    column: str = _COLUMN,
+    pair_column: str | None = None,
+) -> Sequence[Text] | HubTexts:
     """Return texts as a list, or as a stream if they are a data set of the Hub.
 
     Args:
-        source: a file (text, a text a line; or JSON lines), the name of a data set, or an iterable of strings or
-            of rows, as `datasets` gives them.
+        source: a file (text, a text a line; or JSON lines), the name of a data set, or an iterable of strings, of
+            pairs of strings, or of rows, as `datasets` gives them.
         config: of a data set of the Hub.
         split: of a data set of the Hub.
         column: where rows have their text.
+        pair_column: where rows have a second text, which a model reads together with the first.
     """
     if isinstance(source, HubTexts):
         return source
     if isinstance(source, str | Path):
         if not Path(source).is_file() and isinstance(source, str) and "\n" not in source and " " not in source:
-            return HubTexts(source, config, split, column)
-        source = TextFile(source, column)
-    texts = [text for row in source if (text := text_of(row, column).strip())]
+            return HubTexts(source, config, split, column, pair_column)
+        source = TextFile(source, column, pair_column)
+    texts = [text for row in source if (text := text_of(row, column, pair_column))]
     if not texts:
         raise CompactConfigError("`texts` is empty, or holds empty strings only.")
     return texts

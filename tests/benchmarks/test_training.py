@@ -44,6 +44,14 @@ def test_no_sentence_of_the_benchmark_is_trained_on(tmp_path: Path, sts: Path) -
     assert not calibrate_minilm.sentences(options)
 
 
+def test_no_pair_with_a_sentence_of_the_benchmark_is_trained_on(tmp_path: Path, sts: Path) -> None:
+    rows = [{"a": "One.", "label": 1, "b": "Two!"}, {"a": "w1 w2", "b": "W9, w8 w7."}, {"a": "A dog asleep", "b": "x"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0]])))
+    options = argparse.Namespace(pairs=[path], sts=sts, seed=0)
+    assert calibrate_minilm.pairs(options) == [("One.", "Two!")]
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, sts: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Give the arguments that have a benchmark calibrate a tiny model."""
@@ -61,9 +69,13 @@ def tiny(tmp_path: Path, sts: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_a_calibration_of_a_tiny_model(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     words = f"{tiny} --method subspace --set num_subspaces=4 --set codebook_size=8 --eval-steps 1"
+    (tmp_path / "pairs.jsonl").write_text('{"one": "w11 w12", "two": "w13"}')
+    words += f" --pairs {tmp_path}/pairs.jsonl"
     monkeypatch.setattr(sys, "argv", ["calibrate_minilm.py", *words.split()])
     calibrate_minilm.main()
-    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    record = json.loads((tmp_path / "found.json").read_text())
+    found = record["results"]
+    assert record["sentences"] == 60 - 5 + 1  # Five texts are sentences of the benchmark, and there is one pair.
     assert [point["step"] for point in found["curve_on_validation"]] == [0, 1, 2]
     assert list(found["loss_by_step"]) == ["1", "2"] and all(loss > 0 for loss in found["loss_by_step"].values())
     assert set(found["sts_test"]) == {"dense", "after_fit", "after_calibration", "part_of_the_way"}

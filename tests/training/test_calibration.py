@@ -64,6 +64,27 @@ def test_the_table_comes_nearer_and_nothing_else_moves(case: Case) -> None:
     assert_same_state(rounded, compact)
 
 
+def test_pairs_are_read_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    texts = [*zip(tiny_texts(20), reversed(tiny_texts(20)), strict=True), *tiny_texts(4)]
+    before = copy.deepcopy(compact.state_dict())
+    seen: list[set[int]] = []
+    forward = type(teacher).forward
+
+    def watched(self: Any, *inputs: Any, token_type_ids: Any = None, **others: Any) -> Any:
+        seen.append(set(token_type_ids.unique().tolist()))
+        return forward(self, *inputs, token_type_ids=token_type_ids, **others)
+
+    monkeypatch.setattr(type(teacher), "forward", watched)
+    # The teacher's outputs come from a cache that the first call writes.
+    for _ in range(2):
+        options = {"tokenizer": tokenizer, "losses": {"states": 1.0}, "cache": tmp_path / "cache"}
+        tiny_calibrate(compact, teacher, texts=texts, args={"max_steps": 2}, **options)
+    assert {0, 1} in seen and any(not torch.equal(value, before[name]) for name, value in compact.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("architecture", "losses"),
     [

@@ -27,6 +27,34 @@ def test_sources_of_texts(tmp_path: Path) -> None:
     assert read_texts(text for text in texts) == texts
 
 
+def test_sources_of_pairs(tmp_path: Path) -> None:
+    rows = [{"one": "w5 ", "two": "w6 w7"}, {"one": "w8", "two": ""}, {"one": "w9", "two": "w5"}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pairs = [("w5", "w6 w7"), ("w9", "w5")]
+    for source in (tmp_path / "a.jsonl", rows, Dataset.from_list(rows)):
+        assert read_texts(source, column="one", pair_column="two") == pairs
+    assert list(HubTexts(str(tmp_path), column="one", pair_column="two")) == pairs
+    assert read_texts(["w5 w6", *pairs, ("w7", " ")]) == ["w5 w6", *pairs]
+    with pytest.raises(hce.CompactConfigError, match="no column 'three'; its columns are one, two"):
+        read_texts(rows, column="one", pair_column="three")
+
+
+def test_pairs_stay_among_texts_and_keep_their_types() -> None:
+    texts = ["w5 w6", ("w7", "w8 w9"), "w10", ("w11 w12", "w13")]
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    rows = list(Encoder(tokenizer, 16, None, 0.0, 0).rows(texts))
+    first, second = (rows[place]["input_ids"].tolist() for place in (0, 1))
+    start, stop = first[0], first[-1]
+    assert second == [start, second[1], stop, *second[3:5], stop] and len({*first[1:-1], *second}) == 7
+    assert [len(row["input_ids"]) for row in rows] == [4, 6, 3, 6]
+    assert [row["token_type_ids"] for row in rows] == [[0] * 4, [0, 0, 0, 1, 1, 1], [0] * 3, [0, 0, 0, 0, 1, 1]]
+    batch = Collator(tokenizer)(rows)
+    assert batch["token_type_ids"].tolist()[1] == [0, 0, 0, 1, 1, 1] and batch["token_type_ids"].shape == (4, 6)
+    with pytest.raises(hce.CompactConfigError, match="`texts` has pairs of texts, but losses at predicted tokens"):
+        list(Encoder(tiny_tokenizer(), 16, "masked", 0.1, 0).rows(texts))
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -34,6 +62,7 @@ def test_sources_of_texts(tmp_path: Path) -> None:
         (["", " "], "is empty"),
         (Dataset.from_dict({"line": ["a"], "label": [1]}), "no column 'text'; its columns are line, label"),
         ([3], "a row is a int"),
+        ([("w5", 3)], "a row is a tuple"),
         ("no such file.txt", "is no file"),
     ],
 )
