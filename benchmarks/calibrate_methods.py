@@ -5,13 +5,15 @@
 
 Tells how far each method is after its fit, and how much the same short training brings it: everything trains, at the
 same rates, on the same sentences in the same order. Nothing is chosen: the last values count. A method that is done is
-not done again; its folder in `--work` is a checkpoint with its tokenizer, for finetune_glue.py.
+not done again, unless it was made with other settings, which ends the run; its folder in `--work` is a checkpoint with
+its tokenizer, for finetune_glue.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,8 @@ from hf_compact_embeddings.token_statistics import count_tokens
 
 _KEPT_ROWS = 5
 _SENTENCES_FOR_METRIC = 512
+# What the methods of one table must have in common.
+_SETTINGS = ("steps", "batch", "learning_rate", "table_learning_rate", "fp32", "seed", "most")
 
 
 def settings(values: int, width: int) -> dict[str, hce.StructureConfig]:
@@ -58,7 +62,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--words", nargs=2, type=int, default=(3, 25), metavar=("LEAST", "MOST"), help="of a sentence")
     parser.add_argument("--most", type=int, help="sentences of a file")
     parser.add_argument("--sts", required=True, help="folder of the STS benchmark")
-    parser.add_argument("--only", nargs="+", help="the methods to do, by name")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
@@ -83,9 +86,8 @@ def main() -> None:
     texts = sentences(options)
     counts = count_tokens((text for path in options.texts for text in texts_of(Path(path))), tokenizer, len(weight))
     rows = []
+    shared = {name: getattr(options, name) for name in _SETTINGS}
     for name, config in settings(weight.numel(), weight.shape[1]).items():
-        if options.only and name not in options.only:
-            continue
         folder = options.work / name.replace(", ", "_").replace(" ", "")
         noted = folder / "scores.json"
         if not noted.exists():
@@ -102,9 +104,12 @@ def main() -> None:
             found |= {"method": name, "cpu_seconds": round(time.process_time() - started)}
             compact.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            noted.write_text(json.dumps(found))
+            noted.write_text(json.dumps({"settings": shared, **found}))
             print(json.dumps(found), flush=True)
-        rows.append(json.loads(noted.read_text()))
+        row = json.loads(noted.read_text())
+        if row.pop("settings", None) != shared:
+            sys.exit(f"{noted} was made with other settings: take another folder for --work")
+        rows.append(row)
     print("\n".join(lines(rows)))
     seen = {"sentences_seen": options.steps * options.batch, "seed": options.seed, "threads": options.threads}
     write(options.output, {"dense": scores(dense, tokenizer, pairs), "methods": rows}, **seen)

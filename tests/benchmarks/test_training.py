@@ -102,6 +102,9 @@ def test_methods_are_calibrated_alike(tmp_path: Path, tiny: str, monkeypatch: py
         assert saved.get_input_embeddings().nbytes == row["compact_bytes"]
     monkeypatch.setattr(calibrate_methods, "measured", None)  # What is done is not done again.
     calibrate_methods.main()
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--seed", "1"])
+    with pytest.raises(SystemExit, match="made with other settings"):
+        calibrate_methods.main()
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
