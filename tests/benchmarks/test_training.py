@@ -82,6 +82,20 @@ def test_a_calibration_of_a_tiny_model(tmp_path: Path, tiny: str, monkeypatch: p
     scores = found["validation_by_share_of_the_way"]
     assert len(scores) == 8 and found["sts_validation"]["part_of_the_way"] == max(scores.values())
     assert (tmp_path / "made" / "chosen" / "tokenizer.json").is_file()
+    # Further at rates of nothing is where it ended, not the fit.
+    replaced = words.replace(
+        "/made", f"/further --after {tmp_path}/made --learning-rate 1e-12 --table-learning-rate 1e-12"
+    )
+    monkeypatch.setattr(sys, "argv", ["calibrate_minilm.py", *replaced.split()])
+    calibrate_minilm.main()
+    more = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert more["report_after_fit"] == found["report_after_fit"]
+    assert more["sts_test"]["after_fit"] == found["sts_test"]["after_fit"]
+    fit, ended, further = (
+        AutoModel.from_pretrained(tmp_path / name).encoder.layer[0].output.dense.weight
+        for name in ("made/fit", "made/now", "further/now")
+    )
+    assert torch.allclose(further, ended, atol=1e-7) and not torch.allclose(further, fit, atol=1e-7)
 
 
 def test_methods_are_calibrated_alike(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
