@@ -4,8 +4,9 @@
         500x=calibrated/500x --data glue --sts stsb/en --work finetuned --output benchmarks/results/finetune_glue.json
 
 Every arm is trained alike, by Trainer, with its defaults but for the options below: nothing is chosen on the
-validation rows, which give the scores. SST-2 on 10,000 rows, the same in all runs. A run that is finished is not done
-again: the same command goes on where it was interrupted, and several commands with other `--seeds` can share the work.
+validation rows, which give the scores. To choose, say, a rate, `--hold-out 1000` scores on rows of the training part,
+which are then not trained on. SST-2 on 10,000 rows, the same in all runs. A run that is finished is not done again: the
+same command goes on where it was interrupted, and several commands with other `--seeds` can share the work.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--max-length", type=int, default=64, help="of an input in tokens")
+    parser.add_argument("--hold-out", type=int, default=0, metavar="ROWS", help="of the training part, to score on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--work", type=Path, required=True, help="folder with a file for each finished run")
     parser.add_argument("--output", type=Path, help="JSON file to write when all is done")
@@ -63,6 +65,8 @@ def main() -> None:
     arms = dict(arm.split("=", 1) for arm in options.arms)
     scores: dict[str, dict[str, list[float]]] = {arm: {task: [] for task in options.tasks} for arm in arms}
     shared = {name: getattr(options, name) for name in ("batch", "learning_rate", "max_length", "threads")}
+    if options.hold_out:
+        shared["hold_out"] = options.hold_out
     epochs = {task: options.epochs or EPOCHS[task] for task in options.tasks}
     # All arms of a seed before the next seed, so that an unfinished table is fair.
     for seed in options.seeds:
@@ -90,6 +94,8 @@ def run(folder: str, task: str, seed: int, settings: dict[str, Any], options: ar
     train, held_out = (read_rows(place / f"{part}.jsonl") for part in ("train", "validation"))
     # Which rows does not depend on the seed.
     random.Random(0).shuffle(train)
+    if options.hold_out:
+        held_out, train = train[: options.hold_out], train[options.hold_out :]
     args = {
         "num_train_epochs": settings["epochs"],
         "per_device_train_batch_size": settings["batch"],

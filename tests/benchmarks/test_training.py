@@ -156,3 +156,32 @@ def test_runs_with_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(sys, "argv", changed)
         with pytest.raises(SystemExit, match="take another folder"):
             finetune_glue.main()
+
+
+def test_rows_held_out_are_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rte").mkdir()
+    for part in ("train", "validation"):
+        rows = [{"sentence1": f"{part} {place}", "sentence2": "w1", "label": 0} for place in range(10)]
+        (tmp_path / "rte" / f"{part}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given: list[tuple[set[str], set[str]]] = []
+
+    def classify(folder: str, task: object, tokenizer: object, held_out: list, train: list, *_: object) -> dict:
+        given.append(({row["sentence1"] for row in held_out}, {row["sentence1"] for row in train}))
+        return {"accuracy": 0.5}
+
+    monkeypatch.setattr(finetune_glue, "prepare", lambda threads: None)
+    monkeypatch.setattr(finetune_glue, "classify", classify)
+    monkeypatch.setattr(finetune_glue.AutoTokenizer, "from_pretrained", lambda folder: None)
+    words = f"--arms dense=one --data {tmp_path} --sts {tmp_path} --tasks rte --seeds 0 1"
+    for name, more in (("plain", ""), ("chosen", "--hold-out 3")):
+        monkeypatch.setattr(sys, "argv", ["finetune_glue.py", *f"{words} --work {tmp_path}/{name} {more}".split()])
+        finetune_glue.main()
+    all_rows = {part: {f"{part} {place}" for place in range(10)} for part in ("train", "validation")}
+    assert given[0] == given[1] == (all_rows["validation"], all_rows["train"])
+    held_out, train = given[2]
+    assert (
+        given[3] == given[2] and len(held_out) == 3 and held_out | train == all_rows["train"] and not held_out & train
+    )
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:-1], "4"])
+    with pytest.raises(SystemExit, match="take another folder"):
+        finetune_glue.main()
