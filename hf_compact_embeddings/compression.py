@@ -25,6 +25,8 @@ from .planning import plan
 from .sensitivity import sensitivity_metric
 from .token_statistics import contextual_states, token_weights
 
+_PLANNED_OPTIONS = ("ratio", "max_bytes", "bits_per_weight", "private_rows")
+
 
 def compress(
     model: PreTrainedModel | str | Path,
@@ -52,7 +54,7 @@ def compress(
             configuration names.
         seed: of all random choices in the fit.
         device: where to fit; by default a GPU where there is one.
-        options: fields of the method's configuration.
+        options: fields of the method's configuration; where `plan()` chooses, the budget and `private_rows`.
     """
     if isinstance(model, str | Path):
         model = load_dense(model, auto_class)
@@ -67,7 +69,7 @@ def compress(
         raise CompactConfigError("`tokenizer` is missing: `texts` cannot be read without it.")
     counts = token_weights(token_counts, texts, tokenizer, table.module.num_embeddings)
     if config is None:
-        config = plan(model, tokenizer=tokenizer, token_counts=counts, seed=seed, **options)[0].config
+        config = _planned(model, tokenizer, counts, seed, options)
     features = None
     if getattr(config, "features", "table") == "contextual" and texts is not None and tokenizer is not None:
         features = contextual_states(texts, tokenizer, model)
@@ -97,6 +99,23 @@ def compress(
         token_counts=token_counts if isinstance(token_counts, str) else token_counts is not None,
     )
     return compact
+
+
+def _planned(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    counts: Tensor | None,
+    seed: int,
+    options: dict[str, Any],
+) -> StructureConfig:
+    """Let `plan()` choose."""
+    wrong = [name for name in options if name not in _PLANNED_OPTIONS]
+    if wrong:
+        raise CompactConfigError(
+            f"`{wrong[0]}` cannot be given without a method, only {', '.join(map(repr, _PLANNED_OPTIONS))}: name the "
+            "method, or take a configuration of `plan()` and set it there."
+        )
+    return plan(model, tokenizer=tokenizer, token_counts=counts, seed=seed, **options)[0].config
 
 
 def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> StructureConfig:

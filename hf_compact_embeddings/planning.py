@@ -60,6 +60,7 @@ def plan(
     bits_per_weight: float | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_counts: Tensor | None = None,
+    private_rows: int = 0,
     tied: bool | None = None,
     seed: int = 0,
 ) -> list[Plan]:
@@ -72,21 +73,23 @@ def plan(
         bits_per_weight: at most this many bits for each value of the table.
         tokenizer: the model's tokenizer; room is left for its special tokens, which are kept exactly.
         token_counts: how often each token occurs (V,); errors then weigh by it.
+        private_rows: room is left for so many rows that are kept exactly, those special tokens among them.
         tied: whether an output head scores through the table; read from the model by default.
         seed: of the sample and the fits.
     """
     if isinstance(model, str | Path):
         model = load_dense(model)
     table = find_input_table(model)
-    weight = table.module.weight.detach()
+    counts = None if token_counts is None else torch.as_tensor(token_counts)
+    source = FitSource(table.module.weight.detach(), counts=counts)
+    weight = source.table
     rows, width = weight.shape
     budget = budget_in_bytes(weight, ratio, max_bytes, bits_per_weight)
-    configs = _candidates(rows, width, budget, len(always_exact(table, tokenizer)))
-    counts = None if token_counts is None else torch.as_tensor(token_counts)
-    FitSource(weight, counts=counts)  # checks both
+    private = max(private_rows, len(always_exact(table, tokenizer)))
+    configs = _candidates(rows, width, budget, private)
     if tied is None:
         tied = table.scores
-    sample = _Sample(weight, counts, bool(tied), seed)
+    sample = _Sample(weight, source.counts, bool(tied), seed)
     plans = []
     for config in tqdm(configs, desc="Planning", unit="candidate", leave=False, delay=1.0):
         size, error = sample.predict(config)
@@ -131,10 +134,10 @@ def parse_size(size: int | str) -> int:
 
 def _candidates(rows: int, width: int, budget: int, private: int) -> list[StructureConfig]:
     """Ask every method for candidates, with the rows that are kept exactly."""
-    reserved = stored_bytes_of_private_rows(width, private)
+    left = budget - stored_bytes_of_private_rows(width, private)
     found = []
-    for config_class in config_classes():
-        for config in config_class.candidates(rows, width, budget - reserved):
+    for config_class in config_classes() if left > 0 else []:
+        for config in config_class.candidates(rows, width, left):
             if predictor_of(config) is None:
                 config = config.resolved(rows, width)
             config = dataclasses.replace(config, private_rows=private, mask_padding=False)

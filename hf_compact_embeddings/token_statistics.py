@@ -30,7 +30,7 @@ def token_weights(
             raise config_error("token_counts", given, 'it must be counts, or "tokenizer" with a `tokenizer`')
         return counts_from_tokenizer(tokenizer, rows)
     if given is not None:
-        return torch.as_tensor(given)
+        return torch.as_tensor(given).cpu()
     if texts is None or tokenizer is None:
         return None
     return count_tokens(texts, tokenizer, rows)

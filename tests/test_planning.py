@@ -13,6 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 import hf_compact_embeddings as hce
 from hf_compact_embeddings import planning
 from hf_compact_embeddings.cli.main import main
+from hf_compact_embeddings.fitting import FitSource, fit_structure, predictor_of
 
 from .tiny_models import tiny_model
 
@@ -202,3 +203,33 @@ def test_the_verb(table: Tensor, tmp_path: Path, capsys: pytest.CaptureFixture) 
         assert found["config"]["method"] in printed and f"{found['bytes']:,}" in printed
     assert main(["plan", str(tmp_path), "--max-size", "100"]) == 2
     assert "hf-compact plan: The budget is 100 bytes" in capsys.readouterr().err
+
+
+def test_rows_to_keep_can_be_asked_for(table: Tensor) -> None:
+    counts = torch.arange(len(table), 0, -1)
+    compact = hce.compress(model_with(table), ratio=8, token_counts=counts, private_rows=7)
+    structure = compact.compact_embedding
+    assert structure.private_id_list().tolist() == list(range(7))
+    assert structure.nbytes <= TABLE_BYTES / 8
+
+
+def test_an_option_that_only_a_method_has_is_refused(table: Tensor) -> None:
+    with pytest.raises(hce.CompactConfigError, match="`num_subspaces` cannot be given without a method, only 'ratio'"):
+        hce.compress(model_with(table), ratio=8, num_subspaces=4)
+
+
+def test_rows_that_are_kept_may_take_the_whole_budget(table: Tensor) -> None:
+    with pytest.raises(hce.CompactConfigError, match=r"The budget is 640 bytes, but the smallest candidate"):
+        hce.plan(model_with(table), ratio=400, private_rows=20)
+
+
+@pytest.mark.parametrize("width", [20, 99, 100])
+def test_the_ratio_is_a_floor_at_any_width(width: int) -> None:
+    table = torch.randn(600, width, generator=torch.Generator().manual_seed(0)) * torch.linspace(2, 0.1, width)
+    for options in ({"max_bytes": 4_600}, {"max_bytes": 7_000, "storage_dtype": "float32"}):
+        config = hce.RotatedConfig(**options)
+        structure = fit_structure(config, FitSource(table))
+        assert 0.75 * options["max_bytes"] < structure.nbytes <= options["max_bytes"]
+        if config.storage_dtype == "float16":
+            counted, _ = predictor_of(config)(config, FitSource(table), torch.arange(10))
+            assert counted == structure.nbytes

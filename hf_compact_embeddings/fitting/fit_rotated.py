@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from ..modeling.configuration import STORAGE_DTYPES
 from ..modeling.errors import config_error
 from ..modeling.structure_rotated import RotatedConfig, RotatedEmbedding
 from . import trellis
@@ -68,6 +69,7 @@ def _codes(config: RotatedConfig, source: FitSource, budget: int, only: Tensor |
         metric=source.metric if config.metric == "sensitivity" else None,
         tiers=config.tiers,
         max_window_bits=config.max_window_bits,
+        float_bytes=STORAGE_DTYPES[config.storage_dtype].itemsize,
         only=only,
     )
 
@@ -94,13 +96,7 @@ def _store(structure: RotatedEmbedding, codes: RotatedCodes) -> None:
     structure.set_codes(codes.tier_of_row, list(codes.codes), bits)
     structure.gains.copy_(codes.gains)
     structure.means.copy_(codes.means)
-    if structure.basis is not None:
-        structure.basis.copy_(codes.basis())
-    if structure.basis_codes is not None and structure.basis_bits is not None and structure.basis_gains is not None:
-        if rank:
-            structure.basis_codes.copy_(torch.cat([code.flatten() for code in codes.basis_codes]))
-        structure.basis_bits.copy_(torch.tensor(codes.plan.basis_bits, dtype=torch.uint8))
-        structure.basis_gains.copy_(codes.basis_gains)
+    structure.set_basis(list(codes.basis_codes), codes.plan.basis_bits, codes.basis_gains, codes.basis())
 
 
 @recodes(RotatedConfig)

@@ -68,7 +68,7 @@ def encode_basis(basis: Tensor, bits: tuple[int, ...]) -> tuple[tuple[Tensor, ..
         window = trellis.window_bits_for(entries * count)
         found = trellis.encode(points, [count] * entries, trellis.spread([count] * entries), window)
         read = trellis.decode(found, [count] * entries, window)[:, :dim].double()
-        gains[mine] = ((read * basis[mine]).sum(1) / read.square().sum(1)).half().float()
+        gains[mine] = _in_half((read * basis[mine]).sum(1) / read.square().sum(1))
         for axis, row in zip(mine.tolist(), found, strict=True):
             codes[axis] = row[None]
     return tuple(codes), gains
@@ -94,6 +94,7 @@ def fit_rotated_codes(
     metric: Tensor | None = None,
     tiers: int = 3,
     max_window_bits: int = 12,
+    float_bytes: int = 2,
     only: Tensor | None = None,
 ) -> RotatedCodes:
     """Fit rotated trellis codes to a table (V, D) within a budget.
@@ -106,6 +107,7 @@ def fit_rotated_codes(
         metric: what an error costs, as a positive semi-definite matrix (D, D); default: plain distance.
         tiers: at most this many groups of rows with rates of their own.
         max_window_bits: log2 of the trellis states that long rows use.
+        float_bytes: bytes of a stored gain or mean.
         only: sorted ids of the rows to code (n,), as part of the whole table's plan; the result then holds these rows
             alone, except that its plan still counts all bytes.
     """
@@ -113,7 +115,8 @@ def fit_rotated_codes(
     axis_weights = weights if axis_weights is None else axis_weights
     axes = principal_axes(table, axis_weights, metric)
     order = rows_by_cost(table, weights, axes)
-    plan = plan_tiers(row_statistics(table, weights, order, axes.mean, axes.project), max_bytes, tiers)
+    statistics = row_statistics(table, weights, order, axes.mean, axes.project)
+    plan = plan_tiers(statistics, max_bytes, tiers, float_bytes)
     rank = len(plan.basis_bits)
     basis_codes, basis_gains = encode_basis(axes.basis[:rank], plan.basis_bits)
     analysis = axes.projection_to(decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1]))
@@ -123,7 +126,7 @@ def fit_rotated_codes(
         ids = (ids if only is None else ids[torch.isin(ids, only)]).sort().values
         tier_of_row[ids] = tier
         sizes.append(len(ids))
-        means.append(mean_row(table, axis_weights, ids).half().float())
+        means.append(_in_half(mean_row(table, axis_weights, ids)))
         found, tier_gains, window = _encode_tier(table, axis_weights, ids, means[-1], analysis, bits, max_window_bits)
         codes.append(found)
         gains.append(tier_gains)
@@ -176,5 +179,11 @@ def _encode_tier(
         read = trellis.decode(codes[-1], counts, window).double()
         cross += chunk_weight @ (read * chunk)
         power += chunk_weight @ read.square()
-    gains[axes] = (cross / power.clamp(min=1e-30)).half().float()
+    gains[axes] = _in_half(cross / power.clamp(min=1e-30))
     return torch.cat(codes), gains, window
+
+
+def _in_half(values: Tensor) -> Tensor:
+    """Round as float16 storage will, except what is beyond it."""
+    rounded = values.half().float()
+    return torch.where(rounded.isfinite(), rounded, values.float())

@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..modeling.errors import CompactConfigError
+from ..modeling.errors import CompactConfigError, config_error
 from ..modeling.structure import CompactEmbedding, StructureConfig, structure_class_of
 
 
 @dataclasses.dataclass(frozen=True)
 class FitSource:
-    """A dense table and what is known about its rows.
+    """A dense table and what is known about its rows; tensors are moved to the CPU, and from there by chunks.
 
     Attributes:
         table: the rows to stand for (V, D).
@@ -47,6 +47,10 @@ class FitSource:
 
     def __post_init__(self) -> None:
         """Check the table and that the rest fits to it."""
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name)
+            if isinstance(given, Tensor):
+                object.__setattr__(self, field.name, given.cpu())
         if self.table.ndim != 2 or 0 in self.table.shape:
             shape = tuple(self.table.shape)
             raise CompactConfigError(f"`table` has shape {shape}, but it must be 2-D and not empty.")
@@ -143,15 +147,19 @@ def recoder_of(structure: CompactEmbedding) -> Recoder | None:
 def fit_structure(config: StructureConfig, source: FitSource) -> CompactEmbedding:
     """Return a structure that stands for the source's table, rounded to its storage dtype."""
     if config.init == "random":
-        structure = empty_structure(config, source)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(source.seed)
-            structure.reset_parameters()
-    else:
-        structure = _FITTERS[config.method](config, source)
-        if source.private_ids.numel():
-            structure.set_private_rows(source.private_ids, source.table[source.private_ids].float())
-    return structure.round_to_storage()
+            return empty_structure(config, source).start_from_random()
+    structure = _FITTERS[config.method](config, source)
+    if source.private_ids.numel():
+        structure.set_private_rows(source.private_ids, source.table[source.private_ids].float())
+    structure.round_to_storage()
+    for name, parameter in structure.named_parameters():
+        if not parameter.isfinite().all():
+            raise config_error(
+                "storage_dtype", config.storage_dtype, f"`{name}` would hold values beyond it: take bfloat16 or float32"
+            )
+    return structure
 
 
 def empty_structure(config: StructureConfig, source: FitSource) -> CompactEmbedding:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..modeling.errors import CompactConfigError
+from ..modeling.tiered import basis_entries
 from .trellis import MAX_BITS, MIN_WINDOW_BITS, expected_distortion
 
 _BINS = 20
 _PRICES = 22
-_GAIN_BYTES = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +86,17 @@ def row_statistics(
     return RowStatistics(tuple(ends), torch.stack(mass), torch.stack(first), torch.stack(second))
 
 
-def plan_tiers(statistics: RowStatistics, max_bytes: int, tiers: int, row_scale: float = 1.0) -> TierPlan:
+def plan_tiers(statistics: RowStatistics, max_bytes: int, tiers: int, float_bytes: int = 2) -> TierPlan:
     """Find the cuts and bits with the least expected error within a budget.
 
     Args:
         statistics: of the table, or of a sample of its rows.
         max_bytes: the budget.
         tiers: at most this many.
-        row_scale: rows of the table for each row of the statistics, where those are of a sample.
+        float_bytes: bytes of a stored gain or mean.
     """
     tiers = min(tiers, len(statistics.ends) - 1)
-    groups = _Groups(statistics, row_scale, tiers)
+    groups = _Groups(statistics, tiers, float_bytes)
     best: TierPlan | None = None
     smallest = 0
     low, high = -40.0, 6.0
@@ -119,7 +119,7 @@ def plan_tiers(statistics: RowStatistics, max_bytes: int, tiers: int, row_scale:
 class _Groups:
     """Every run of bins that could be one tier, with what it would cost at a price."""
 
-    def __init__(self, statistics: RowStatistics, row_scale: float, tiers: int) -> None:
+    def __init__(self, statistics: RowStatistics, tiers: int, float_bytes: int) -> None:
         """Collect the variances within each run."""
         ends = torch.tensor(statistics.ends)
         bins = len(ends) - 1
@@ -131,23 +131,23 @@ class _Groups:
         )
         within = second - first.square() / mass.clamp(min=1e-30)[:, None]
         self.variances = within.clamp(min=0.0)
-        self.rows = (ends[self.end] - ends[self.begin]).double() * row_scale
-        self.total_rows = round(float(ends[-1]) * row_scale)
+        self.rows = (ends[self.end] - ends[self.begin]).double()
         total = (statistics.second[-1] - statistics.first[-1].square() / statistics.mass[-1]).sum()
         self.total = max(float(total), 1e-300)
-        self.scale = self.total / max(1, self.total_rows)
-        self.ends = [round(end * row_scale) for end in statistics.ends]
+        self.scale = self.total / max(1, statistics.ends[-1])
+        self.ends = statistics.ends
         self.tiers = tiers
+        self.float_bytes = float_bytes
         self.left = expected_distortion()
 
     def plan(self, price: float) -> TierPlan:
         """Return the best plan at a price per bit."""
         counts = torch.arange(MAX_BITS + 1, dtype=torch.float64)
-        spent = price * (self.rows[:, None] * counts + 8 * _GAIN_BYTES * (counts > 0))
+        spent = price * (self.rows[:, None] * counts + 8 * self.float_bytes * (counts > 0))
         bits = (self.variances[:, :, None] * self.left + spent[:, None]).argmin(2)
         bits = _whole_bytes(bits, self.variances, self.left)
         errors = (self.variances * self.left[bits]).sum(1)
-        costs = errors + price * (self.rows * bits.sum(1) + 8 * _GAIN_BYTES * (bits > 0).sum(1))
+        costs = errors + price * (self.rows * bits.sum(1) + 8 * self.float_bytes * (bits > 0).sum(1))
         chosen = self._cut(costs)
         axes = int((bits[chosen] > 0).any(0).nonzero().max()) + 1 if bits[chosen].any() else 0
         dim = self.variances.shape[1]
@@ -164,7 +164,7 @@ class _Groups:
             num_bytes=0,
             distortion=float(errors[chosen].sum() + (used * self.left[basis_bits]).sum()) / self.total,
         )
-        return dataclasses.replace(plan, num_bytes=count_bytes(plan, dim))
+        return dataclasses.replace(plan, num_bytes=count_bytes(plan, dim, self.float_bytes))
 
     def _cut(self, costs: Tensor) -> list[int]:
         """Cover all bins with at most `tiers` runs of least cost; returns the runs in order."""
@@ -183,15 +183,16 @@ class _Groups:
         return min((step[bins] for step in best if bins in step), key=lambda found: found[0])[1]
 
 
-def count_bytes(plan: TierPlan, dim: int) -> int:
+def count_bytes(plan: TierPlan, dim: int, float_bytes: int) -> int:
     """Return everything that a plan stores: see `TierPlan.num_bytes`."""
     rows = sum(plan.sizes)
     codes = sum(size * sum(bits) // 8 for size, bits in zip(plan.sizes, plan.bits, strict=True))
     tags = -(-rows * (len(plan.sizes) - 1).bit_length() // 8)
-    gains = _GAIN_BYTES * len(plan.basis_bits) * len(plan.sizes)
+    # Of each tier on each axis, and of each axis.
+    gains = float_bytes * len(plan.basis_bits) * (len(plan.sizes) + 1)
     tables = len(plan.basis_bits) * (len(plan.sizes) + 1)
-    basis = sum(-(-dim * count // 8) for count in plan.basis_bits) + _GAIN_BYTES * len(plan.basis_bits)
-    return codes + tags + gains + tables + basis + _GAIN_BYTES * dim * len(plan.sizes)
+    basis = sum(basis_entries(dim, count) * count // 8 for count in plan.basis_bits)
+    return codes + tags + gains + tables + basis + float_bytes * dim * len(plan.sizes)
 
 
 def _bin_ends(rows: int, bins: int) -> list[int]:

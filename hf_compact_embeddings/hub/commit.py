@@ -23,8 +23,8 @@ logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
 
-# Of an earlier push in several files; Transformers would find them beside the new ones.
-_STALE = ("model-?????-of-?????.safetensors", "model.safetensors.index.json")
+# Weights of an earlier push, in one file or in several; Transformers would find them beside the new ones.
+_STALE = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.pt", "*.pth")
 _SECONDS_BEFORE_A_WORD = 30.0
 _PULL_REQUESTS_TO_LOOK_AT = 5

@@ -13,6 +13,11 @@ _CODES_PER_CHUNK = 1 << 20
 _MIN_QUERIES = 8
 
 
+def is_traced() -> bool:
+    """Whether a compiler or tracer is running the code: what depends on values must then not decide anything."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def bits_for(count: int) -> int:
     """Return how many bits a code takes that tells `count` entries apart (at least 1)."""
     return max(1, (count - 1).bit_length())

@@ -80,9 +80,13 @@ class StructureConfig:
         """Return configurations worth trying for a table (V, D) that take at most so many bytes."""
         return []
 
+    def unfitted(self) -> Self:
+        """Return the configuration without what a fit to a table has set."""
+        return self
+
     def for_rows(self, count: int) -> Self:
         """Return the same configuration for a table of `count` rows, none of them private: a sample."""
-        return dataclasses.replace(self, coded_rows=None, private_rows=0)
+        return dataclasses.replace(self.unfitted(), coded_rows=None, private_rows=0)
 
     def head_cost(self, num_embeddings: int, embedding_dim: int) -> float:
         """Return the work of scoring all rows once, in multiply-adds or look-ups; a dense head takes V · D."""

@@ -5,6 +5,7 @@ The classes are made on demand from the native ones, by name: `modeling_compact.
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,9 +63,13 @@ class CompactModelMixin(_NativeModel):
                 "this configuration belongs to a dense model. Use `hf_compact_embeddings.compress()` to make a "
                 "compact model of it."
             )
-        structure_config = config_from_dict(stored)
-        _register_inner_class(config)
         device = torch.get_default_device()
+        structure_config = config_from_dict(stored)
+        if device.type != "meta" and structure_config != structure_config.unfitted():
+            # Sizes that a fit has found fit to its codes only; the configuration may be that of a model in use.
+            structure_config, config = structure_config.unfitted(), copy.deepcopy(config)
+            config.compact_embeddings = structure_config.to_dict()
+        _register_inner_class(config)
         with torch.device("meta"), transformers_init.meta_device_safe_creation_ops():
             super().__init__(config, *args, **kwargs)
             # A generic head has built its inner model through this very class.
@@ -85,14 +90,19 @@ class CompactModelMixin(_NativeModel):
         """The structure, also where a library has wrapped it."""
         return next(module for module in self.modules() if isinstance(module, CompactEmbedding))
 
+    def initialize_weights(self) -> None:
+        """Start biases of tied heads at zero, as those of native heads; what was loaded stays."""
+        super().initialize_weights()
+        for module in self.modules():
+            if isinstance(module, TiedHead) and module.bias is not None:
+                transformers_init.zeros_(module.bias)
+
     def _start_from_random(self, device: torch.device) -> None:
         self.to_empty(device=device)
         structure = self.compact_embedding
         structure._is_hf_initialized = True  # type: ignore[assignment]
         self.initialize_weights()
-        with torch.no_grad():
-            structure.reset_parameters()
-            structure.round_to_storage()
+        structure.start_from_random()
         self.tie_weights()
 
     def _skip_codes_in_data_parallel(self) -> None:

@@ -9,12 +9,15 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .codes import pack_codes, unpack_codes
+from .codes import is_traced, pack_codes, unpack_codes
 from .configuration import FORMAT_VERSION, STORAGE_DTYPES, StructureConfig
-from .errors import CheckpointError, CompactConfigError, config_error
+from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
+from .table_outline import TableOutline
 
 _PRIVATE_ID_BITS = 32
 _ROWS_PER_CHUNK = 8192
+# Standard deviation of rows that start at random.
+_INITIAL_RANGE = 0.02
 
 
 class CompactEmbedding(nn.Module):
@@ -80,6 +83,22 @@ class CompactEmbedding(nn.Module):
         """Raise `UnsupportedArchitectureError` if the model asks for more than the structure can do."""
         return
 
+    def require_ids(self, ids: Tensor) -> None:
+        """Raise if an id has no row, as a dense table does; on a GPU nobody waits for the answer."""
+        if is_traced() or ids.device.type not in ("cpu", "meta") or not ids.numel():
+            return
+        if ids.device.type == "meta":
+            if self.device.type != "meta":
+                raise UnsupportedArchitectureError(
+                    "The model moved the ids to where the table's `weight` says it is, which is an outline without "
+                    "values: looked for ids on the device of the model."
+                )
+            return
+        least, most = ids.aminmax()
+        if least < 0 or most >= self.num_embeddings:
+            wrong = int(least) if least < 0 else int(most)
+            raise IndexError(f"The id {wrong} has no row: the table has {self.num_embeddings:,} rows.")
+
     def check_tokenizer(self, stored: Callable[[], Mapping[str, Any]]) -> None:
         """Raise if a checkpoint's tokenizer, whose configuration `stored()` reads, does not suit the structure."""
         return
@@ -119,6 +138,7 @@ class CompactEmbedding(nn.Module):
     def embed(self, ids: Tensor, scale: float = 1.0) -> Tensor:
         """Return rows (..., D) of ids (...)."""
         ids = ids.long()
+        self.require_ids(ids)
         coded_rows = self.coded_rows
         vectors = self.coded_vectors(ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1))
         if self.config.mask_padding and self.padding_idx is not None:
@@ -195,10 +215,20 @@ class CompactEmbedding(nn.Module):
         """Return the sorted ids (m,) of the rows stored exactly, as int64."""
         if self.private_ids is None:
             return torch.empty(0, dtype=torch.int64, device=self.device)
-        if torch.compiler.is_compiling():
+        if is_traced():
             return unpack_codes(self.private_ids, 1, _PRIVATE_ID_BITS).squeeze(-1)
         # The same without arithmetic, for little-endian machines, which are all that torch runs on.
         return self.private_ids.view(torch.int32).squeeze(-1).long()
+
+    @torch.no_grad()
+    def start_from_random(self) -> Self:
+        """Draw everything anew, for training from scratch; rows stored exactly are then the last ones."""
+        self.reset_parameters()
+        if self.private_vectors is not None:
+            vectors = torch.randn_like(self.private_vectors) * _INITIAL_RANGE
+            count = self.config.private_rows
+            self.set_private_rows(torch.arange(count, device=self.device) + self.num_embeddings - count, vectors)
+        return self.round_to_storage()
 
     @torch.no_grad()
     def set_private_rows(self, ids: Tensor, vectors: Tensor) -> None:
@@ -214,7 +244,7 @@ class CompactEmbedding(nn.Module):
         # Searching the short sorted list needs no slot table with an entry for each token.
         slot = torch.searchsorted(private_ids, ids).clamp_(max=private_ids.numel() - 1)
         hit = private_ids.take(slot) == ids
-        if torch.compiler.is_compiling() or ids.device.type != "cpu":
+        if is_traced() or ids.device.type != "cpu":
             return torch.where(hit.unsqueeze(-1), nn.functional.embedding(slot, exact), vectors)
         # Shapes that depend on the data break a compiled graph and make a GPU wait, but cost a CPU less.
         places = hit.view(-1).nonzero().squeeze(-1)
@@ -260,8 +290,7 @@ class CompactEmbedding(nn.Module):
     def weight(self) -> Tensor:
         """Shape, dtype and requires_grad of the table on the meta device, for code that asks; no values."""
         trainable = any(parameter.requires_grad for parameter in self.parameters())
-        shape = (self.num_embeddings, self.embedding_dim)
-        return torch.empty(shape, dtype=self.dtype, device="meta", requires_grad=trainable)
+        return TableOutline((self.num_embeddings, self.embedding_dim), self.dtype, trainable)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Return the dtype that the tensor `name` of the state dict has in a saved file."""

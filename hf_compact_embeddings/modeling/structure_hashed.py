@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .codes import is_traced
 from .configuration import StructureConfig
 from .errors import CompactConfigError, UnsupportedArchitectureError, config_error
 from .extra_inputs import extra_input
@@ -200,9 +201,14 @@ class HashEmbedding(CompactEmbedding):
 
     # Ids that this model cannot read.
 
+    def require_ids(self, ids: Tensor) -> None:
+        """Raise if an id has no row; hashes of words all have one."""
+        if not self.reads_text:
+            super().require_ids(ids)
+
     def _require_hashes(self, ids: Tensor) -> None:
         """Raise if ids are not hashes under this model's settings."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing() or ids.device.type == "meta":
+        if is_traced() or ids.device.type == "meta":
             return
         # Elsewhere the answer must be waited for, so only the first batch is looked at.
         if self._ids_are_checked and ids.device.type != "cpu":

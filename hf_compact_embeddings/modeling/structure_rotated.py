@@ -12,10 +12,11 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from .codes import is_traced
 from .decoded_scores import decoded_scores
 from .errors import CheckpointError
 from .structure import register_structure
-from .tiered import TieredConfig, TieredEmbedding, state_of, stored_table
+from .tiered import TieredConfig, TieredEmbedding, stored_table
 from .trellis_codes import MAX_BITS, MAX_WINDOW_BITS, MIN_WINDOW_BITS, decode, window_bits_for
 
 
@@ -116,18 +117,17 @@ class RotatedEmbedding(TieredEmbedding):
         shape = (len(self.config.tier_rows), self.config.rank)
         self.register_buffer("axis_bits", stored_table(True, *shape))
         self.gains = nn.Parameter(torch.empty(shape))
-        self._layout: tuple[object, _Layout] | None = None
 
     # Reading.
 
     def layout(self) -> _Layout:
-        """Return the layout; read once, and again when the stored tables have changed."""
-        if self._layout is not None and torch.compiler.is_compiling():
-            return self._layout[1]
-        key = state_of(self.axis_bits)
-        if self._layout is None or self._layout[0] != key:
-            self._layout = (key, self._read_layout())
-        return self._layout[1]
+        """Return where the bits of each tier are."""
+        return self.known("layout", (self.axis_bits,), self._read_layout)
+
+    def read_tables(self) -> None:
+        """Read the layout too."""
+        super().read_tables()
+        self.layout()
 
     def _read_layout(self) -> _Layout:
         axes, bits = [], []
@@ -143,11 +143,11 @@ class RotatedEmbedding(TieredEmbedding):
         tiers, slots = rows_at.tiers[ids], rows_at.slots[ids]
         points = self.gains.new_zeros(len(ids), self.gains.shape[1])
         for tier, bits in enumerate(layout.bits):
-            if not bits:
+            if not bits or not self.config.tier_rows[tier]:
                 continue
             window = window_bits_for(sum(bits), self.config.max_window_bits)
             gains = self.gains[tier, layout.axes[tier]]
-            if torch.compiler.is_compiling():
+            if is_traced():
                 rows = self.tier_codes(tier)[slots.clamp(max=self.config.tier_rows[tier] - 1)]
                 read = decode(rows, bits, window).to(gains.dtype) * gains
                 mine = (tiers == tier).unsqueeze(-1)

@@ -7,12 +7,13 @@ times the basis, plus the mean of its tier. The basis is stored as it is, or as 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .codes import bits_for, pack_codes, packed_width, unpack_codes
+from .codes import bits_for, is_traced, pack_codes, packed_width, unpack_codes
 from .configuration import StructureConfig
 from .errors import CheckpointError, CompactConfigError
 from .structure import CompactEmbedding
@@ -21,6 +22,8 @@ from .trellis_codes import MIN_WINDOW_BITS, decode, window_bits_for
 INITIAL_RANGE = 0.02
 RANDOM_BASIS_BITS = 6
 _DEFAULT_BITS = 1.0
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,14 +78,14 @@ class TieredConfig(StructureConfig):
         """Return the bytes of a random start's coded axes."""
         return rank * packed_width(embedding_dim, RANDOM_BASIS_BITS) if self.basis == "coded" else 0
 
-    def for_rows(self, count: int) -> Self:
-        """Return the same rate for a sample: what does not grow with the rows is paid in full there too."""
-        unfitted: dict[str, Any] = {
+    def unfitted(self) -> Self:
+        """Keep the budget, and forget tiers and axes."""
+        fields: dict[str, Any] = {
             field.name: field.default
             for field in dataclasses.fields(self)
             if field.name in ("rank", "basis_bytes") or field.default == ()
         }
-        return dataclasses.replace(super().for_rows(count), **unfitted)
+        return dataclasses.replace(self, **fields)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,19 +134,52 @@ class TieredEmbedding(CompactEmbedding):
         self.means = nn.Parameter(torch.empty(tiers, embedding_dim))
         self.register_parameter("basis_gains", nn.Parameter(torch.empty(rank)) if coded else None)
         self.register_parameter("basis", None if coded else nn.Parameter(torch.empty(rank, embedding_dim)))
-        self._places: tuple[object, RowPlaces] | None = None
-        self._basis_values: tuple[object, Tensor] | None = None
+        self._known: dict[str, tuple[object, Any]] = {}
+
+    # What is read from stored tables once.
+
+    def known(self, name: str, tables: tuple[Tensor | None, ...], read: Callable[[], _T]) -> _T:
+        """Return what `read` makes of stored tables; it reads again only when they were written, replaced or moved.
+
+        A compiler that traces the model can neither compare nor read, and takes what is there: who changes the tables
+        for good calls `read_tables()`.
+        """
+        found = self._known.get(name)
+        if found is None or not is_traced() and found[0] != _state_of(tables):
+            # What inference mode makes is no use to training.
+            with torch.inference_mode(False), torch.no_grad():
+                found = (_state_of(tables), read())
+            # Copies of the module that other threads run share the old one.
+            self._known = {**self._known, name: found}
+        return found[1]
+
+    def read_tables(self) -> None:
+        """Read now what is read once."""
+        self.places()
+        if self._basis_size() == self.config.basis_bytes:
+            self.axes()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Move, and read there again what was read already."""
+        super()._apply(fn, recurse)
+        if self.codes.is_meta:
+            self._known = {}
+        if self._known:
+            self.read_tables()
+        return self
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load, and read again what was read already."""
+        super()._load_from_state_dict(*args, **kwargs)
+        if self._known:
+            self._known = {}
+            self.read_tables()
 
     # Tiers.
 
     def places(self) -> RowPlaces:
-        """Return where each row is; read once, and again when the tags have changed."""
-        if self._places is not None and torch.compiler.is_compiling():
-            return self._places[1]
-        key = (self.coded_rows, self.codes.device, *state_of(self.tier_tags))
-        if self._places is None or self._places[0] != key:
-            self._places = (key, self._read_places())
-        return self._places[1]
+        """Return where each row is."""
+        return self.known("places", (self.codes, self.tier_tags), self._read_places)
 
     def _read_places(self) -> RowPlaces:
         device, tiers = self.codes.device, len(self.config.tier_rows)
@@ -179,7 +215,8 @@ class TieredEmbedding(CompactEmbedding):
         self.codes = torch.cat([part.flatten() for part in codes])
         if self.tier_tags is not None:
             self.tier_tags = pack_codes(tags.unsqueeze(0), bits_for(len(kept))).squeeze(0)
-        self.config = dataclasses.replace(self.config, tier_rows=tuple(kept))
+        self.config = dataclasses.replace(self.config, tier_rows=tuple(kept), coded_rows=count)
+        self.read_tables()
 
     # Axes.
 
@@ -188,10 +225,8 @@ class TieredEmbedding(CompactEmbedding):
         if self.basis is not None:
             return self.basis
         assert self.basis_gains is not None
-        key = (*state_of(self.basis_codes), *state_of(self.basis_bits))
-        if self._basis_values is None or not torch.compiler.is_compiling() and self._basis_values[0] != key:
-            self._basis_values = (key, self._read_basis())
-        return self._basis_values[1].to(self.basis_gains) * self.basis_gains.unsqueeze(-1)
+        directions = self.known("basis", (self.basis_codes, self.basis_bits), self._read_basis)
+        return directions.to(self.basis_gains) * self.basis_gains.unsqueeze(-1)
 
     def _read_basis(self) -> Tensor:
         """Decode the axes (r, D), before their gains."""
@@ -208,6 +243,11 @@ class TieredEmbedding(CompactEmbedding):
             rows.append(decode(code, (bits,) * entries, window)[:, : self.embedding_dim])
             start += size
         return torch.cat(rows) if rows else torch.empty(0, self.embedding_dim, device=self.codes.device)
+
+    def _basis_size(self) -> int:
+        """Return how many bytes all axes' codes take by their bits."""
+        bits = [] if self.basis_bits is None else self.basis_bits.tolist()
+        return sum(basis_entries(self.embedding_dim, count) * count // 8 for count in bits)
 
     @torch.no_grad()
     def set_basis(self, codes: list[Tensor], bits: tuple[int, ...], gains: Tensor, basis: Tensor) -> None:
@@ -244,13 +284,10 @@ class TieredEmbedding(CompactEmbedding):
         rows = torch.bincount(self.places().tiers, minlength=len(config.tier_rows)).tolist()
         if tuple(rows) != config.tier_rows:
             raise CheckpointError(f"`tier_tags` puts {rows} rows into the tiers, `tier_rows` says {config.tier_rows}.")
-        if self.basis_bits is not None:
-            bits = self.basis_bits.tolist()
-            size = sum(basis_entries(self.embedding_dim, count) * count // 8 for count in bits)
-            if size != config.basis_bytes:
-                raise CheckpointError(f"`basis_bits` adds up to {size} bytes, `basis_bytes` is {config.basis_bytes}.")
-        # Read now, and kept: a compiler that traces the model could not.
-        self.axes()
+        size = self._basis_size()
+        if size != config.basis_bytes:
+            raise CheckpointError(f"`basis_bits` adds up to {size} bytes, `basis_bytes` is {config.basis_bytes}.")
+        self.read_tables()
 
 
 def stored_table(present: bool, *shape: int) -> Tensor | None:
@@ -258,9 +295,9 @@ def stored_table(present: bool, *shape: int) -> Tensor | None:
     return torch.zeros(shape, dtype=torch.uint8) if present else None
 
 
-def state_of(tensor: Tensor | None) -> tuple[int, int, torch.device] | tuple[()]:
-    """Return what changes when a stored table is written, replaced or moved."""
-    return () if tensor is None else (id(tensor), tensor._version, tensor.device)
+def _state_of(tables: tuple[Tensor | None, ...]) -> list[object]:
+    """Return what changes when tables are written, replaced or moved. Inference tensors do not count writes."""
+    return [(id(table), 0 if table is None or table.is_inference() else table._version) for table in tables]
 
 
 def basis_entries(width: int, bits: int) -> int:

@@ -45,7 +45,7 @@ def test_stored_bytes_are_what_the_plan_counts_and_stay_within_the_budget():
     rest = 2 * codes.gains.numel() + 2 * codes.means.numel() + 2 * len(codes.basis_gains)
     tables = len(codes.plan.basis_bits) * (len(codes.codes) + 1)
     tags = -(-len(table) * (len(codes.codes) - 1).bit_length() // 8)
-    assert stored + rest + tables + tags == codes.plan.num_bytes == count_bytes(codes.plan, 48)
+    assert stored + rest + tables + tags == codes.plan.num_bytes == count_bytes(codes.plan, 48, 2)
     assert 0.97 * 20_000 < codes.plan.num_bytes <= 20_000
 
 

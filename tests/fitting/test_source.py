@@ -91,3 +91,38 @@ def test_constant_tables_can_be_fitted(case: Case) -> None:
         structure = fit_structure(case.config(), FitSource(torch.full((60, 24), value)))
         rows = structure(torch.arange(60))
         torch.testing.assert_close(rows, torch.full((60, 24), value), atol=1e-3, rtol=1e-2)
+
+
+@for_each_method()
+def test_values_beyond_the_storage_are_refused(case: Case) -> None:
+    table = torch.randn(60, 24, generator=torch.Generator().manual_seed(0))
+    table[7] *= 1e6
+    dispersed_or_hashed = fit_structure(case.config(storage_dtype="bfloat16"), FitSource(table))
+    assert dispersed_or_hashed.dense().isfinite().all()
+    try:
+        rows = fit_structure(case.config(storage_dtype="float16"), FitSource(table)).dense()
+    except CompactConfigError as error:
+        assert "`storage_dtype` is 'float16', but" in str(error) and "take bfloat16" in str(error)
+    else:
+        assert rows.isfinite().all()
+
+
+def test_tensors_are_taken_to_the_cpu() -> None:
+    class Elsewhere(torch.Tensor):
+        """Stands for a tensor on a GPU."""
+
+        def cpu(self) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor)
+
+    def there(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.as_subclass(Elsewhere)
+
+    source = FitSource(
+        there(torch.randn(6, 4)),
+        counts=there(torch.ones(6)),
+        features=there(torch.randn(6, 3)),
+        metric=there(torch.eye(4)),
+        private_ids=there(torch.tensor([2])),
+    )
+    for tensor in (source.table, source.counts, source.features, source.metric, source.private_ids):
+        assert type(tensor) is torch.Tensor

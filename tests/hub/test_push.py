@@ -150,6 +150,16 @@ def test_shards_of_an_earlier_push_go(hub: HubServer) -> None:
     assert [name for name in files if name.startswith("model") and not name.endswith(".py")] == ["model.safetensors"]
 
 
+def test_one_file_of_an_earlier_push_goes(hub: HubServer, tmp_path: Path) -> None:
+    """Transformers would read it and not look at the shards."""
+    hub.seed(REPO, {"config.json": b'{"model_type": "compact-bert"}', "model.safetensors": b"old"})
+    model = hce.compress(dense_model(), hce.SubspaceConfig(num_subspaces=4, codebook_size=16))
+    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    hce.push_to_hub(tmp_path, REPO)
+    weights = [name for name in hub.files(REPO) if name.endswith(".safetensors")]
+    assert len(weights) > 1 and all("-of-" in name for name in weights)
+
+
 def test_a_folder_from_the_command_line(hub: HubServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "compact"
     dense = tmp_path / "dense"

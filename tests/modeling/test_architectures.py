@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
 from torch import nn
+from transformers import DebertaV2Config, DebertaV2ForMaskedLM
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.modeling.architectures import embedding_scale, find_input_table, other_large_tables
 from hf_compact_embeddings.modeling.errors import UnsupportedArchitectureError
 
-from ..tiny_models import ARCHITECTURES, VOCABULARY, tiny_model
+from ..tiny_models import ARCHITECTURES, VOCABULARY, tiny_config, tiny_model
 
 _SMALL = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 OPTIONS = {"num_subspaces": 4, "codebook_size": 16}
@@ -116,3 +119,34 @@ def test_modules_of_a_tied_head_answer_what_libraries_ask() -> None:
     assert head.weight.is_meta and head.weight.shape == (VOCABULARY, 24)
     assert head.bias.shape == (VOCABULARY,)
     assert [name for name, _ in head.named_parameters()] == ["bias"]
+
+
+def test_a_head_that_computes_with_the_table_itself_fails_loudly() -> None:
+    """A plain meta tensor in its place gave scores out of memory that nobody had written to."""
+    config = DebertaV2Config(vocab_size=VOCABULARY, legacy=False, **_SMALL)
+    compact = hce.compress(DebertaV2ForMaskedLM(config), hce.SubspaceConfig(**OPTIONS))
+    with pytest.raises(UnsupportedArchitectureError, match="computes with the table's `weight` itself"):
+        compact(torch.tensor([[5, 17]]))
+
+
+def test_ids_that_went_to_the_device_of_the_weight_are_refused() -> None:
+    compact = hce.compress(tiny_model("bert"), hce.SubspaceConfig(**OPTIONS))
+    with pytest.raises(UnsupportedArchitectureError, match="looked for ids on the device of the model"):
+        compact(torch.tensor([[5, 17]]).to(compact.get_input_embeddings().weight.device))
+
+
+@pytest.mark.parametrize("architecture", ["distilbert", "electra", "modernbert"])
+def test_biases_of_tied_heads_start_at_zero(architecture: str, tmp_path: Path) -> None:
+    head = getattr(hce, "Compact" + type(tiny_model(architecture)).__name__)
+    structure = hce.SubspaceConfig(**OPTIONS, init="random")
+    config = head.config_class(**tiny_config(architecture).to_dict() | {"compact_embeddings": structure})
+    hce.compress(tiny_model(architecture).base_model, hce.SubspaceConfig(**OPTIONS)).save_pretrained(tmp_path)
+    # Memory is not zeroed, but filled with NaN.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        started, opened = head(config), head.from_pretrained(tmp_path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for model in (started, opened):
+        assert model.get_output_embeddings().bias.eq(0).all()
+        assert model(torch.tensor([[5, 17]])).logits.isfinite().all()
