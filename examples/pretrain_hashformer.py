@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, IterableDataset, load_dataset
-from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, Trainer, TrainingArguments, set_seed
+from transformers import AutoConfig, HfArgumentParser, PreTrainedConfig, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
 from hf_compact_embeddings.training.token_manipulation import (
     DataCollatorForTokenManipulation,
     encoder_of,
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> None:
         hashing=model_arguments.hashing, hash_seed=model_arguments.hash_seed, model_max_length=data.max_length
     )
     model = token_manipulation_model(new_config(model_arguments, data, tokenizer))
-    trainer = Trainer(
+    trainer = MeanLossTrainer(
         model=model,
         args=training,
         train_dataset=rows_of(data, "train", tokenizer, training.seed),

@@ -41,9 +41,8 @@ def main() -> None:
     task = find_task(f"glue/{data.task_name}")
     if data.train_file is None and data.validation_file is None and data.dataset_name is None:
         data.dataset_name, data.dataset_config_name = task.dataset, task.name
-    problem = "regression" if task.labels == 1 else "single_label_classification"
     model, tokenizer = models.load(
-        AutoModelForSequenceClassification, arguments.seed, num_labels=task.labels, problem_type=problem
+        AutoModelForSequenceClassification, arguments.seed, num_labels=task.labels, problem_type=task.problem
     )
 
     def encoded(split: str) -> list[dict]:

@@ -48,7 +48,7 @@ def main() -> None:
         model=model,
         args=arguments,
         train_dataset=task.windows(data.rows("train"), with_answers=True) if arguments.do_train else None,
-        data_collator=DataCollatorWithPadding(tokenizer),
+        data_collator=DataCollatorWithPadding(task.tokenizer),
         processing_class=tokenizer,
     )
 

@@ -3,21 +3,23 @@
     python examples/run_sts.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 --compact_ratio 100 \
         --do_predict --output_dir sts-compact
 
-Rows have the columns sentence1, sentence2 and score (0 to 5). Sentence vectors are mean-pooled.
+Rows have the columns sentence1, sentence2 and score: 0 to 5, as in the benchmark's own files, or to `--highest_score`.
+Without data it takes the benchmark from the Hub, whose scores are 0 to 1. Sentence vectors are mean-pooled.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from transformers import AutoModel, HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 import hf_compact_embeddings  # noqa: F401
-from hf_compact_embeddings.evaluation.data import require_columns
+from hf_compact_embeddings.evaluation.data import number_in, require_columns
 from hf_compact_embeddings.evaluation.sts import sts_spearman
+from hf_compact_embeddings.modeling.errors import CompactConfigError
 from hf_compact_embeddings.training.losses import pool
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
@@ -68,19 +70,27 @@ class CosineTrainer(MeanLossTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
+def require_range(rows: Sequence[Mapping[str, Any]], highest: float) -> None:
+    """Raise if the scores cannot be from 0 to `highest`: cosines would be trained to be something else."""
+    largest = max(number_in(row["score"], place, "score") for place, row in enumerate(rows))
+    if not highest / 2 <= largest <= highest:
+        raise CompactConfigError(f"The largest score is {largest}, but `--highest_score` is {highest}.")
+
+
 def main() -> None:
     """Train, measure, predict."""
     parser = HfArgumentParser((ModelArguments, PairArguments, TrainingArguments))
     models, data, arguments = parser.parse_args_into_dataclasses()
     set_seed(arguments.seed)
     if data.train_file is None and data.validation_file is None and data.test_file is None and not data.dataset_name:
-        data.dataset_name = "sentence-transformers/stsb"
+        data.dataset_name, data.highest_score = "sentence-transformers/stsb", 1.0
     # Rows are tokenised by the collator.
     arguments.remove_unused_columns = False
     model, tokenizer = models.load(AutoModel, arguments.seed)
     train = data.rows("train") if arguments.do_train else None
     if train is not None:
         require_columns(train, _COLUMNS)
+        require_range(train, data.highest_score)
     trainer = CosineTrainer(
         model=model,
         args=arguments,

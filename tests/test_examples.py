@@ -158,6 +158,12 @@ def test_sts(folder: Path) -> None:
     words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", *TRAINING, *COMPACT]
     run("run_sts.py", *words, "--train_file", data, "--validation_file", data, home=folder / "home")
     assert -100 <= results(folder / "out")["eval_spearmanr"] <= 100
+    # Scores from 0 to 1 would teach cosines of at most 0.2.
+    small = write_rows(
+        folder / "small.jsonl", [row | {"score": row["score"] / 5} for row in pairs("sentence1", "sentence2", 2)]
+    )
+    process = launch("run_sts.py", *words, "--train_file", small, "--validation_file", data, home=folder / "home")
+    assert "The largest score is 0.8, but `--highest_score` is 5.0" in process.communicate(timeout=240)[0]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +206,11 @@ def test_two_processes_pretrain_without_a_vocabulary(streaming: bool, folder: Pa
     shape = ["hidden_size=24", "num_hidden_layers=1", "num_attention_heads=2", "intermediate_size=32"]
     words = ["--train_files", folder / "corpus.txt", "--hashing", "lsh", "--overrides", *shape, "--max_length", "16"]
     words += ["--output_dir", folder / "run", "--per_device_train_batch_size", "4", "--max_steps", "3", "--use_cpu"]
-    words += ["--report_to", "none", *(["--streaming"] if streaming else [])]
+    words += ["--logging_steps", "1", "--report_to", "none", *(["--streaming"] if streaming else [])]
     run_twice("pretrain_hashformer.py", *words, home=folder / "home")
     assert (folder / "run" / "checkpoint-3" / "rng_state_1.pth").is_file(), "a second process has trained"
+    state = json.loads((folder / "run" / "checkpoint-3" / "trainer_state.json").read_text())
+    first = next(entry for entry in state["log_history"] if "loss" in entry)
+    # Three kinds of words: the mean over all rows, not the sum over the processes.
+    assert 0.5 < first["loss"] < 1.5
     AutoModelForSequenceClassification.from_pretrained(folder / "run")

@@ -61,6 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """Load, train, save."""
     # Trainer takes seconds to import, which no other verb needs.
+    import torch
+    from accelerate import PartialState
+
     from ..training.calibration import calibrate
     from ..training.texts import read_texts
 
@@ -81,8 +84,11 @@ def run(options: argparse.Namespace) -> Outcome:
         raise CompactConfigError(f"`model` {options.model!r} has no tokenizer beside it.")
     # Trainer writes its logs to stdout, which is the outcome's.
     with contextlib.redirect_stdout(sys.stderr):
+        compact = load_compact(options.model)
+        dtype = compact.dtype
         compact = calibrate(
-            load_compact(options.model),
+            # Half precision is for use, not for training.
+            compact.float() if dtype == torch.float16 else compact,
             teacher=options.teacher,
             texts=read_texts(
                 options.texts,
@@ -101,7 +107,10 @@ def run(options: argparse.Namespace) -> Outcome:
             resume_from_checkpoint=options.work is not None and Path(options.work).is_dir(),
             args=settings,
         )
-    written = write_checkpoint(compact, options.output, tokenizer, options.model)
+    state = PartialState()
+    if state.is_main_process:
+        write_checkpoint(compact.to(dtype), options.output, tokenizer, options.model)
+    state.wait_for_everyone()
     noted = (compact.config.compact_source or {}).get("calibration", {})
     text = "\n".join(f"{name:<24}{value}" for name, value in noted.items())
-    return Outcome(noted | {"output": str(written)}, f"{text}\n{'written to':<24}{written}")
+    return Outcome(noted | {"output": options.output}, f"{text}\n{'written to':<24}{options.output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,9 @@ class AnswerTask:
         """
         if not tokenizer.is_fast:
             raise CompactConfigError("`tokenizer` is not a fast one: it cannot tell where in the context a token is.")
-        self.tokenizer = tokenizer
+        # Places of tokens, of answers and in scores, count from the start of a row: padding comes after it.
+        self.tokenizer = copy.copy(tokenizer)
+        self.tokenizer.padding_side = "right"
         self.max_length = max_length
         self.stride = stride
         self.longest_answer = longest_answer

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..modeling.errors import CompactConfigError
-from .data import require_columns
+from .data import number_in, require_columns
 from .metrics import compute
+
+logger = logging.get_logger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class ClassificationTask:
         dataset: its data set's Hub id.
         label_column: where the label is, with other names that it goes by.
         validation: the name of the split to measure on.
+        names: of the labels, in the order of the data.
     """
 
     name: str
@@ -35,6 +39,24 @@ class ClassificationTask:
     dataset: str = "nyu-mll/glue"
     label_column: tuple[str, ...] = ("label",)
     validation: str = "validation"
+    names: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """What Transformers calls it."""
+        return "regression" if self.labels == 1 else "single_label_classification"
+
+    def places_of_labels(self, config: PreTrainedConfig) -> list[int]:
+        """Return where a model's scores have each label of the data: models name theirs, in orders of their own."""
+        given = {str(name).lower(): int(place) for place, name in (config.id2label or {}).items()}
+        if self.names and given.keys() == set(self.names):
+            return [given[name] for name in self.names]
+        if self.names and not all(name.startswith("label_") for name in given):
+            logger.warning(
+                f"The model's labels are {', '.join(given)}, those of {self.name} are {', '.join(self.names)}: taken "
+                "for the same in this order."
+            )
+        return list(range(self.labels))
 
     @property
     def script(self) -> tuple[str, ...]:
@@ -56,12 +78,7 @@ class ClassificationTask:
         ]
 
     def _label(self, value: Any, index: int) -> int | float:
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise CompactConfigError(
-                f"`data` has the label {value!r} in row {index}, but it must be a number."
-            ) from None
+        number = number_in(value, index, "label")
         if self.labels == 1:
             return number
         if number not in range(self.labels):
@@ -76,21 +93,26 @@ class ClassificationTask:
         return compute(self.metrics, predictions.tolist(), labels.tolist(), self.script if scripts else None)
 
 
+_INFERENCE = ("entailment", "neutral", "contradiction")
 _GLUE = (
-    ClassificationTask("sst2", ("sentence",)),
-    ClassificationTask("cola", ("sentence",), metrics=("matthews_correlation",)),
-    ClassificationTask("mrpc", ("sentence1", "sentence2"), metrics=("f1", "accuracy")),
-    ClassificationTask("rte", ("sentence1", "sentence2")),
-    ClassificationTask("wnli", ("sentence1", "sentence2")),
-    ClassificationTask("qnli", ("question", "sentence")),
-    ClassificationTask("qqp", ("question1", "question2"), metrics=("f1", "accuracy")),
-    ClassificationTask("mnli", ("premise", "hypothesis"), labels=3, validation="validation_matched"),
+    ClassificationTask("sst2", ("sentence",), names=("negative", "positive")),
+    ClassificationTask("cola", ("sentence",), metrics=("matthews_correlation",), names=("unacceptable", "acceptable")),
+    ClassificationTask(
+        "mrpc", ("sentence1", "sentence2"), metrics=("f1", "accuracy"), names=("not_equivalent", "equivalent")
+    ),
+    ClassificationTask("rte", ("sentence1", "sentence2"), names=("entailment", "not_entailment")),
+    ClassificationTask("wnli", ("sentence1", "sentence2"), names=("not_entailment", "entailment")),
+    ClassificationTask("qnli", ("question", "sentence"), names=("entailment", "not_entailment")),
+    ClassificationTask(
+        "qqp", ("question1", "question2"), metrics=("f1", "accuracy"), names=("not_duplicate", "duplicate")
+    ),
+    ClassificationTask("mnli", ("premise", "hypothesis"), labels=3, validation="validation_matched", names=_INFERENCE),
     ClassificationTask(
         "stsb", ("sentence1", "sentence2"), 1, ("spearmanr", "pearson"), label_column=("label", "score")
     ),
 )
 GLUE = {task.name: task for task in _GLUE}
-XNLI = ClassificationTask("xnli", ("premise", "hypothesis"), labels=3, dataset="facebook/xnli")
+XNLI = ClassificationTask("xnli", ("premise", "hypothesis"), labels=3, dataset="facebook/xnli", names=_INFERENCE)
 
 
 def find_task(name: str) -> ClassificationTask:

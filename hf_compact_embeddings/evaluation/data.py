@@ -58,7 +58,8 @@ def _read_path(path: Path, split: str | None, config: str | None) -> Rows:
 
 
 def _parse(path: Path) -> Rows:
-    text = path.read_text(encoding="utf-8")
+    # Spreadsheets put a byte-order mark in front.
+    text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".csv":
         return list(csv.DictReader(io.StringIO(text)))
     # Not `splitlines()`: JSON strings may hold the other line separators of Unicode as they are.
@@ -96,8 +97,20 @@ def require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], n
     """Raise unless all columns are there; the message lists those that are."""
     if not rows:
         raise CompactConfigError(f"`{name}` has no rows.")
-    if missing := [column for column in columns if column not in rows[0]]:
+    for place, row in enumerate(rows):
+        if missing := [column for column in columns if column not in row]:
+            where = f" in row {place}" if place else ""
+            raise CompactConfigError(
+                f"`{name}` has no column {', '.join(map(repr, missing))}{where}, but the task needs "
+                f"{', '.join(columns)}; its columns are {', '.join(row)}."
+            )
+
+
+def number_in(value: Any, place: int, column: str) -> float:
+    """Return a label or score as a number, or raise."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
         raise CompactConfigError(
-            f"`{name}` has no column {', '.join(map(repr, missing))}, but the task needs {', '.join(columns)}; "
-            f"its columns are {', '.join(rows[0])}."
-        )
+            f"`data` has the {column} {value!r} in row {place}, but it must be a number."
+        ) from None

@@ -25,6 +25,7 @@ from ..training.mean_loss import MeanLossTrainer
 from .answers import AnswerTask
 from .classification import ClassificationTask
 from .data import Rows
+from .sentences import require_padding
 
 
 def training_arguments(folder: str, seed: int, given: Mapping[str, Any] | None) -> TrainingArguments:
@@ -39,7 +40,10 @@ def training_arguments(folder: str, seed: int, given: Mapping[str, Any] | None) 
         "disable_tqdm": True,
         "logging_strategy": "no",
     }
-    return TrainingArguments(**{**fields, **(given or {}), "seed": seed})
+    try:
+        return TrainingArguments(**{**fields, **(given or {}), "seed": seed})
+    except (TypeError, ValueError) as error:
+        raise CompactConfigError(f"`args` is not accepted by TrainingArguments: {error}") from error
 
 
 def classify(
@@ -56,8 +60,9 @@ def classify(
     with tempfile.TemporaryDirectory() as scratch:
         arguments = training_arguments(scratch, seed, args)
         set_seed(seed)
-        head = {"num_labels": task.labels} if train is not None else {}
+        head = {"num_labels": task.labels, "problem_type": task.problem} if train is not None else {}
         model = AutoModelForSequenceClassification.from_pretrained(folder, **head)
+        _let_pad(model, tokenizer)
         if model.config.num_labels != task.labels:
             raise CompactConfigError(
                 f"The model has {model.config.num_labels} labels, but {task.name} has {task.labels}: give `train` rows."
@@ -72,7 +77,10 @@ def classify(
         if train is not None:
             trainer.train()
         found = trainer.predict(task.encode(data, tokenizer, max_length))
-    return task.measure(_first(found.predictions), np.asarray(found.label_ids))
+    logits = _first(found.predictions)
+    if train is None:
+        logits = logits[:, task.places_of_labels(model.config)]
+    return task.measure(logits, np.asarray(found.label_ids))
 
 
 def answer(
@@ -94,7 +102,7 @@ def answer(
             model=model,
             args=arguments,
             train_dataset=None if train is None else task.windows(train, with_answers=True),
-            data_collator=DataCollatorWithPadding(tokenizer),
+            data_collator=DataCollatorWithPadding(task.tokenizer),
         )
         trainer.remove_callback(PrinterCallback)
         if train is not None:
@@ -104,6 +112,13 @@ def answer(
     return task.measure(data, windows, starts, ends)
 
 
+def _let_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a model how its batches are padded, which it must know to find the last token."""
+    require_padding(tokenizer)
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+
 def span_scores(trainer: Trainer, windows: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores (windows, T) of being the first and the last token of the answer."""
     inputs = [{name: value for name, value in window.items() if name not in ("row", "offsets")} for window in windows]
@@ -111,9 +126,13 @@ def span_scores(trainer: Trainer, windows: list[dict[str, Any]]) -> tuple[np.nda
     return predictions[0], predictions[1]
 
 
-def save_beside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Path:
-    """Save a model for other heads to load, with its tokenizer."""
-    model.save_pretrained(folder)
+def save_beside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, head: bool = True) -> Path:
+    """Save a model with its tokenizer; without its head, so that whoever loads it starts a new one."""
+    state = model.state_dict()
+    if not head and model.base_model is not model:
+        prefix = model.base_model_prefix + "."
+        state = {name: value for name, value in state.items() if name.startswith(prefix)}
+    model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -73,7 +73,11 @@ def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 @torch.no_grad()
 def perplexity(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], seed: int = 0
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    seed: int = 0,
+    max_length: int | None = None,
 ) -> float:
     """Return exp of the mean loss of the tokens that are predicted.
 
@@ -85,8 +89,14 @@ def perplexity(
         tokenizer: the model's tokenizer. Masked models need its mask token.
         texts: running text, a line each.
         seed: of the choice of masked tokens, so that models are compared on the same ones.
+        max_length: of the pieces that the text is cut into, in tokens.
     """
-    pieces = text_pieces(texts, tokenizer, min(_PIECE_LENGTH, tokenizer.model_max_length))
+    if model.config.is_encoder_decoder:
+        raise CompactConfigError(
+            f"A {type(model).__name__} predicts from another text than it reads, so that running text gives it no "
+            "perplexity."
+        )
+    pieces = text_pieces(texts, tokenizer, min(max_length or _PIECE_LENGTH, tokenizer.model_max_length))
     masked = "ForMaskedLM" in type(model).__name__
     if masked and tokenizer.mask_token_id is None:
         raise CompactConfigError("`tokenizer` has no mask token, which masked-LM perplexity needs.")

@@ -8,13 +8,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..modeling.errors import CompactConfigError
+from ..token_statistics import base_encoder
+
 _SENTENCES_PER_BATCH = 64
 _MAX_LENGTH = 256
 
 
 @torch.no_grad()
-def sentence_vectors(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> Tensor:
-    """Return the mean of the last hidden states of each sentence (N, H), float32."""
+def sentence_vectors(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sentences: Sequence[str],
+    max_length: int | None = None,
+) -> Tensor:
+    """Return the mean of the encoder's last hidden states of each sentence (N, H), float32."""
+    require_padding(tokenizer)
+    encoder = base_encoder(model)
+    longest = min(max_length or _MAX_LENGTH, tokenizer.model_max_length)
     training = model.training
     model.eval()
     # Sentences of a length go together, so that little is padded.
@@ -26,15 +37,21 @@ def sentence_vectors(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
             [sentences[index] for index in chosen],
             padding=True,
             truncation=True,
-            max_length=_MAX_LENGTH,
+            max_length=longest,
             return_tensors="pt",
         ).to(model.device)
-        states = model(**inputs).last_hidden_state.float()
+        states = encoder(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"].unsqueeze(-1).float()
         means = (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
         vectors.update(zip(chosen, means.cpu(), strict=True))
     model.train(training)
     return torch.stack([vectors[index] for index in range(len(sentences))])
+
+
+def require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise if texts cannot be put into a batch."""
+    if tokenizer.pad_token_id is None:
+        raise CompactConfigError("`tokenizer` has no padding token: set `tokenizer.pad_token`, say to its `eos_token`.")
 
 
 def agreement(original: Tensor, compact: Tensor) -> float:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
-from .classification import GLUE, XNLI, ClassificationTask, find_task
+from .classification import GLUE, ClassificationTask, find_task
 from .data import Rows, read_rows, require_columns
 from .metrics import interval_95
 from .perplexity import perplexity
@@ -23,13 +23,8 @@ from .sentences import agreement, sentence_vectors
 from .sts import sts_spearman
 
 TASKS = ("fidelity", "sts", *(f"glue/{name}" for name in GLUE), "xnli", "squad", "perplexity")
-# How the Hub calls the task, and the data set where it is one of the Hub.
-_HUB_NAMES = {
-    "sts": ("sentence-similarity", "sentence-transformers/stsb"),
-    "squad": ("question-answering", "rajpurkar/squad"),
-    "xnli": ("text-classification", XNLI.dataset),
-    "perplexity": ("fill-mask", None),
-}
+# How the Hub calls the task.
+_HUB_NAMES = {"sts": "sentence-similarity", "squad": "question-answering", "perplexity": "fill-mask"}
 _MAX_SENTENCES = 1000
 
 
@@ -93,11 +88,11 @@ class Evaluation:
     def card_fields(self) -> dict[str, Any]:
         """Return the main metric as the fields of a `TaskResult`, which model cards list."""
         name, metric = next(iter(self.metrics.items()))
-        task_type, dataset = _HUB_NAMES.get(self.task, ("text-classification", None))
         return {
-            "task_type": task_type,
+            "task_type": _HUB_NAMES.get(self.task, "text-classification"),
             "dataset_name": self.data or self.task,
-            "dataset_id": self.data or dataset,
+            # Of data that is not on the Hub nothing is known: it need not be the task's usual data.
+            "dataset_id": self.data,
             "metric": name,
             "after": statistics.fmean(metric.compact),
             "before": statistics.fmean(metric.original) if metric.original else None,
@@ -154,7 +149,7 @@ def evaluate(
         config: of a data set of the Hub.
         seeds: of the trainings.
         args: fields of `TrainingArguments` for these.
-        max_length: of an input in tokens; by default 128, for "squad" 384.
+        max_length: of an input in tokens; by default 128, for "squad" 384, for "sts" 256.
     """
     if task not in TASKS:
         raise CompactConfigError(f"`task` is {task!r}, but the tasks are {', '.join(TASKS)}.")
@@ -172,7 +167,7 @@ def evaluate(
     if task in ("sts", "perplexity"):
         split = split or "test"
         rows = read_rows(data, split, config)
-        values = [_score(task, model, tokenizer, rows) for model in models]
+        values = [_score(task, model, tokenizer, rows, max_length) for model in models]
         return _evaluation(task, rows, (), [[value] for value in values], data, split)
     split = split or ("validation" if task == "squad" else find_task(task).validation)
     rows = read_rows(data, split, config)
@@ -182,13 +177,15 @@ def evaluate(
     return _evaluation(task, rows, chosen if training is not None else (), runs, data, split)
 
 
-def _score(task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> dict[str, float]:
+def _score(
+    task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_length: int | None
+) -> dict[str, float]:
     if task == "sts":
-        return {"spearmanr": sts_spearman(model, tokenizer, rows)}
+        return {"spearmanr": sts_spearman(model, tokenizer, rows, max_length)}
     require_columns(rows, ["text"])
     if model.get_output_embeddings() is None:
         raise CompactConfigError(f"A {type(model).__name__} has no output layer, which perplexity needs.")
-    return {"perplexity": perplexity(model, tokenizer, (str(row["text"]) for row in rows))}
+    return {"perplexity": perplexity(model, tokenizer, (str(row["text"]) for row in rows), max_length=max_length)}
 
 
 def _fidelity(
@@ -231,7 +228,7 @@ def _trained(
     # Trainer and the heads are imported where they are needed: they take seconds.
     from . import finetuning
 
-    with _folder_of(model, tokenizer, finetuning.save_beside) as folder:
+    with _folder_of(model, tokenizer, training is None, finetuning.save_beside) as folder:
         if task == "squad":
             length = max_length or 384
             return [finetuning.answer(folder, tokenizer, rows, training, seed, args, length) for seed in seeds]
@@ -241,9 +238,11 @@ def _trained(
 
 
 @contextmanager
-def _folder_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, save: Callable[..., Path]) -> Iterator[Path]:
+def _folder_of(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: bool, save: Callable[..., Path]
+) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
-        yield save(model, tokenizer, Path(folder))
+        yield save(model, tokenizer, Path(folder), head)
 
 
 def _evaluation(

@@ -9,27 +9,23 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .codes import is_traced, pack_codes, unpack_codes
+from .codes import is_traced
 from .configuration import FORMAT_VERSION, STORAGE_DTYPES, StructureConfig
 from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
+from .private_rows import PrivateRows
 from .table_outline import TableOutline
 
-_PRIVATE_ID_BITS = 32
 _ROWS_PER_CHUNK = 8192
 # Standard deviation of rows that start at random.
 _INITIAL_RANGE = 0.02
 
 
-class CompactEmbedding(nn.Module):
+class CompactEmbedding(PrivateRows):
     """A stand-in for a table (V, D). Methods implement the `coded_…` half; private rows are handled here.
 
     A module may have parameters and persistent uint8 buffers only, and must be buildable on the meta
     device: loading builds the tree there, and leaves anything else uninitialised.
     """
-
-    config: StructureConfig
-    private_vectors: nn.Parameter | None
-    private_ids: Tensor | None
 
     def __init__(
         self,
@@ -54,7 +50,7 @@ class CompactEmbedding(nn.Module):
         self.embedding_dim = embedding_dim
         self.padding_idx = padding_idx
         self.scale = scale
-        self._allocate_private_rows(self.config.private_rows)
+        self.allocate_private_rows(self.config.private_rows)
 
     # What a method implements.
 
@@ -144,7 +140,7 @@ class CompactEmbedding(nn.Module):
         if self.config.mask_padding and self.padding_idx is not None:
             vectors = vectors * (ids != self.padding_idx).unsqueeze(-1)
         if self.private_vectors is not None:
-            vectors = self._with_private_rows(vectors, ids, self.private_vectors)
+            vectors = self.with_private_rows(vectors, ids, self.private_vectors)
         if scale == 1.0:
             return vectors
         # The scale is rounded to the model's dtype first, as the native scaled embeddings do.
@@ -184,7 +180,7 @@ class CompactEmbedding(nn.Module):
         if num_embeddings < 1:
             raise config_error("num_embeddings", num_embeddings, "a table needs at least 1 row")
         old_count = self.num_embeddings
-        ids, vectors = self.private_id_list(), self._private_or_empty()
+        ids, vectors = self.private_id_list(), self.private_or_empty()
         if num_embeddings > old_count:
             added = num_embeddings - old_count
             if new_rows is None:
@@ -209,17 +205,6 @@ class CompactEmbedding(nn.Module):
             self.private_vectors.requires_grad_(trainable)
         return self
 
-    # Private rows.
-
-    def private_id_list(self) -> Tensor:
-        """Return the sorted ids (m,) of the rows stored exactly, as int64."""
-        if self.private_ids is None:
-            return torch.empty(0, dtype=torch.int64, device=self.device)
-        if is_traced():
-            return unpack_codes(self.private_ids, 1, _PRIVATE_ID_BITS).squeeze(-1)
-        # The same without arithmetic, for little-endian machines, which are all that torch runs on.
-        return self.private_ids.view(torch.int32).squeeze(-1).long()
-
     @torch.no_grad()
     def start_from_random(self) -> Self:
         """Draw everything anew, for training from scratch; rows stored exactly are then the last ones."""
@@ -230,44 +215,6 @@ class CompactEmbedding(nn.Module):
             self.set_private_rows(torch.arange(count, device=self.device) + self.num_embeddings - count, vectors)
         return self.round_to_storage()
 
-    @torch.no_grad()
-    def set_private_rows(self, ids: Tensor, vectors: Tensor) -> None:
-        """Store the rows `vectors` (m, D) exactly under the sorted, unique `ids` (m,)."""
-        self._allocate_private_rows(ids.numel(), like=vectors)
-        if self.private_ids is not None and self.private_vectors is not None:
-            self.private_ids.copy_(pack_codes(ids.unsqueeze(-1), _PRIVATE_ID_BITS))
-            self.private_vectors.copy_(vectors)
-
-    def _with_private_rows(self, vectors: Tensor, ids: Tensor, exact: Tensor) -> Tensor:
-        """Put the exact rows (m, D) over the coded vectors (..., D) of the ids that have one."""
-        private_ids = self.private_id_list()
-        # Searching the short sorted list needs no slot table with an entry for each token.
-        slot = torch.searchsorted(private_ids, ids).clamp_(max=private_ids.numel() - 1)
-        hit = private_ids.take(slot) == ids
-        if is_traced() or ids.device.type != "cpu":
-            return torch.where(hit.unsqueeze(-1), nn.functional.embedding(slot, exact), vectors)
-        # Shapes that depend on the data break a compiled graph and make a GPU wait, but cost a CPU less.
-        places = hit.view(-1).nonzero().squeeze(-1)
-        if places.numel():
-            rows = exact.index_select(0, slot.view(-1).index_select(0, places))
-            vectors = vectors.view(-1, self.embedding_dim).index_copy_(0, places, rows).view_as(vectors)
-        return vectors
-
-    def _allocate_private_rows(self, count: int, like: Tensor | None = None) -> None:
-        device = None if like is None else like.device
-        dtype = None if like is None else like.dtype
-        vectors, ids = None, None
-        if count:
-            vectors = nn.Parameter(torch.empty(count, self.embedding_dim, device=device, dtype=dtype))
-            ids = torch.empty(count, _PRIVATE_ID_BITS // 8, dtype=torch.uint8, device=device)
-        self.register_parameter("private_vectors", vectors)
-        self.register_buffer("private_ids", ids)
-
-    def _private_or_empty(self) -> Tensor:
-        if self.private_vectors is not None:
-            return self.private_vectors
-        return torch.empty(0, self.embedding_dim, device=self.device, dtype=self.dtype)
-
     # What is stored.
 
     @property
@@ -275,16 +222,6 @@ class CompactEmbedding(nn.Module):
         """Rows that the structure codes itself."""
         assert self.config.coded_rows is not None
         return self.config.coded_rows
-
-    @property
-    def device(self) -> torch.device:
-        """Where the tensors are."""
-        return next(tensor for tensor in self.state_dict().values()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype that decoded rows have."""
-        return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
     @property
     def weight(self) -> Tensor:
@@ -302,12 +239,6 @@ class CompactEmbedding(nn.Module):
         """Bytes of everything that is stored: codes, tables and private rows."""
         state = self.state_dict()
         return sum(tensor.numel() * self.stored_dtype(name).itemsize for name, tensor in state.items())
-
-    @property
-    def private_bytes(self) -> int:
-        """Bytes of the rows stored exactly."""
-        stored = STORAGE_DTYPES[self.config.storage_dtype].itemsize
-        return self.config.private_rows * (self.embedding_dim * stored + _PRIVATE_ID_BITS // 8)
 
     @torch.no_grad()
     def round_to_storage(self) -> Self:

@@ -28,7 +28,9 @@ def blend(start: PreTrainedModel, end: PreTrainedModel, share: float) -> PreTrai
     if values.keys() != others.keys() or any(value.shape != others[name].shape for name, value in values.items()):
         raise CompactConfigError("`start` and `end` are not the same model: their parameters differ in name or shape.")
     codes, other_codes = dict(start.named_buffers()), dict(end.named_buffers())
-    if codes.keys() != other_codes.keys() or any(not torch.equal(codes[name], other_codes[name]) for name in codes):
+    if codes.keys() != other_codes.keys() or any(
+        not torch.equal(codes[name], other_codes[name].to(codes[name].device)) for name in codes
+    ):
         raise CompactConfigError("`start` and `end` have different codes, between which there is nothing.")
     result = copy.deepcopy(start)
     for name, value in result.named_parameters():

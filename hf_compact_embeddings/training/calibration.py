@@ -18,6 +18,7 @@ from ..checkpoints import load_tokenizer
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin, native_model_class
 from .losses import choose_losses, is_masked_lm, predicts, run
+from .matching import fingerprint, require_match, require_same_tokens
 from .moving_codes import MovingCodes
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch
 from .teacher_cache import TeacherCache, is_cache, write_cache
@@ -82,11 +83,11 @@ def calibrate(
         raise CompactConfigError(f"`trains` is {trains!r}, but allowed are {', '.join(map(repr, TRAINS))}.")
     with _arguments(args, streamed=isinstance(texts, HubTexts)) as arguments:
         if isinstance(teacher, str | Path):
-            _require_same_tokens(tokenizer, load_tokenizer(teacher), str(teacher))
+            require_same_tokens(tokenizer, load_tokenizer(teacher), str(teacher))
             teacher = native_model_class(type(compact)).from_pretrained(teacher)
         ready = cache is not None and is_cache(cache)
         weights = choose_losses(compact, teacher is not None or ready, losses)
-        _require_match(compact, teacher, tokenizer, weights)
+        require_match(compact, teacher, tokenizer, weights)
         moving = None if recode_steps is None else MovingCodes(compact, teacher, recode_steps, table_learning_rate)
         encoder = _encoder(compact, tokenizer, weights, max_length, predicted_share, arguments.seed)
         collator = Collator(tokenizer)
@@ -95,6 +96,10 @@ def calibrate(
             raise CompactConfigError("`teacher` is missing: `cache` holds nothing about `eval_texts`.")
         held_out = None if eval_texts is None else HeldRows(encoder.rows(read_texts(eval_texts)))
         watching = nullcontext() if moving is None else moving.watching()
+        if isinstance(rows, StreamedRows):
+            # Rows and places differ in number, so that no process can cut a batch up for the others.
+            arguments.accelerator_config = copy.copy(arguments.accelerator_config)
+            arguments.accelerator_config.dispatch_batches = False
         with _trainable(compact, trains, collator, rows, arguments), watching:
             trainer = CalibrationTrainer(
                 model=compact,
@@ -144,53 +149,6 @@ def _arguments(args: TrainingArguments | Mapping[str, Any] | None, streamed: boo
         yield arguments
 
 
-def _require_same_tokens(
-    tokenizer: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase | None, teacher: str
-) -> None:
-    if other is None or not hasattr(other, "get_vocab"):
-        return
-    mine, theirs = tokenizer.get_vocab(), other.get_vocab()
-    if mine != theirs:
-        differing = [token for token in mine if theirs.get(token) != mine[token]]
-        raise CompactConfigError(
-            f"`teacher` {teacher!r} has another tokenizer than `tokenizer`: {len(theirs):,} tokens against "
-            f"{len(mine):,}" + (f", and {differing[0]!r} is not the same" if differing else "") + "."
-        )
-
-
-def _require_match(
-    compact: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-    losses: Mapping[str, float],
-) -> None:
-    """Raise if teacher and student cannot be compared."""
-    rows = compact.compact_embedding.num_embeddings
-    if len(tokenizer) > rows:
-        raise CompactConfigError(f"`tokenizer` has {len(tokenizer):,} tokens, but `compact` has {rows:,} rows.")
-    if teacher is None:
-        return
-    if teacher is compact:
-        raise CompactConfigError("`teacher` is `compact` itself: give the original.")
-    other = teacher.get_input_embeddings().num_embeddings
-    if other != rows:
-        raise CompactConfigError(
-            f"`teacher` has {other:,} tokens, but `compact` has {rows:,}: they need the same tokenizer."
-        )
-    if type(teacher).base_model_prefix != type(compact).base_model_prefix and predicts(losses):
-        raise CompactConfigError(
-            f"`teacher` is a {type(teacher).__name__}, but `compact` a {type(compact).__name__}: their heads differ."
-        )
-    if "logits" in losses and teacher.get_output_embeddings() is None:
-        raise CompactConfigError(f"`teacher` is a {type(teacher).__name__}, which has no output layer for `logits`.")
-    widths = [model.config.get_text_config().hidden_size for model in (teacher, compact)]
-    if widths[0] != widths[1]:
-        raise CompactConfigError(f"`teacher` has hidden size {widths[0]}, but `compact` has {widths[1]}.")
-    depths = [model.config.get_text_config().num_hidden_layers for model in (teacher, compact)]
-    if "all_states" in losses and depths[0] != depths[1]:
-        raise CompactConfigError(f"`teacher` has {depths[0]} layers, but `compact` has {depths[1]}: use `states`.")
-
-
 def _encoder(
     compact: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -229,7 +187,7 @@ def _rows(
         return StreamedRows(encoder, source)
     if "all_states" in losses:
         raise CompactConfigError("`cache` keeps final states only, but `losses` names all_states.")
-    recipe = {
+    recipe: dict[str, Any] = {
         "losses": sorted(losses),
         "max_length": encoder.max_length,
         "predict": encoder.predict,
@@ -237,6 +195,8 @@ def _rows(
         "seed": encoder.seed,
         "tokens": len(encoder.tokenizer),
     }
+    if teacher is not None:
+        recipe["teacher"] = fingerprint(teacher)
     if not is_cache(cache):
         if teacher is None:
             raise CompactConfigError("`teacher` is missing: `cache` is empty, and the teacher has to fill it.")
@@ -307,6 +267,7 @@ def _train(trainer: CalibrationTrainer, resume: bool | str | Path | None) -> Non
     known = {path.name for path in Path(folder).glob("checkpoint-*")}
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        trainer.require_finite_values()
     except CalibrationError as error:
         good = last_checkpoint(folder)
         if good is None or (good.name in known and str(good) != resume):

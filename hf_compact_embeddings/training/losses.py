@@ -57,16 +57,17 @@ class Target:
 
 def is_masked_lm(model: PreTrainedModel) -> bool:
     """Tell whether the model predicts masked tokens."""
-    return _native_name(model) in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    return _has_head(model, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 
 
 def is_causal_lm(model: PreTrainedModel) -> bool:
     """Tell whether the model predicts each next token."""
-    return _native_name(model) in modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    return _has_head(model, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def _native_name(model: PreTrainedModel) -> str:
-    return native_model_class(type(model)).__name__
+def _has_head(model: PreTrainedModel, names: Mapping[str, object]) -> bool:
+    # Some encoder-decoders, as BART, are listed too; their decoders predict from another text than they read.
+    return not model.config.is_encoder_decoder and native_model_class(type(model)).__name__ in names.values()
 
 
 def choose_losses(compact: PreTrainedModel, teacher: bool, losses: Mapping[str, float] | None) -> dict[str, float]:

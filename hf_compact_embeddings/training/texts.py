@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.data import read_rows
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 
 # A text, or two that a model reads together.
@@ -14,6 +15,7 @@ Text = str | tuple[str, str]
 
 _COLUMN = "text"
 _JSON_SUFFIXES = (".json", ".jsonl")
+_BYTES_TO_KNOW_TEXT_BY = 1024
 
 
 class TextFile:
@@ -75,6 +77,18 @@ class HubTexts:
                 yield text
 
 
+def _of_file(path: Path, column: str, pair_column: str | None) -> Iterable[Any]:
+    """Return the texts or rows of a file."""
+    texts = TextFile(path, column, pair_column)
+    with path.open("rb") as file:
+        start = file.read(_BYTES_TO_KNOW_TEXT_BY)
+    if b"\0" in start:
+        raise CompactConfigError(f"`texts` {path.name!r} is no text: give a text file, JSON, JSON lines or CSV.")
+    if path.suffix == ".csv" or path.suffix in _JSON_SUFFIXES and start.lstrip().startswith(b"["):
+        return read_rows(path)
+    return texts
+
+
 def text_of(row: Any, column: str, pair_column: str | None = None) -> Text | None:
     """Return the text or texts of a row, which holds them itself or has them in columns; None if one is empty."""
     if isinstance(row, str):
@@ -106,8 +120,8 @@ def read_texts(
     """Return texts as a list, or as a stream if they are a data set of the Hub.
 
     Args:
-        source: a file (text, a text a line; or JSON lines), the name of a data set, or an iterable of strings, of
-            pairs of strings, or of rows, as `datasets` gives them.
+        source: a file (text, a text a line; JSON, JSON lines or CSV), the name of a data set, or an iterable of
+            strings, of pairs of strings, or of rows, as `datasets` gives them.
         config: of a data set of the Hub.
         split: of a data set of the Hub.
         column: where rows have their text.
@@ -115,10 +129,14 @@ def read_texts(
     """
     if isinstance(source, HubTexts):
         return source
+    if isinstance(source, Mapping):
+        raise CompactConfigError(f"`texts` has the parts {', '.join(map(str, source))}: give one of them.")
+    if hasattr(source, "iterrows"):
+        raise CompactConfigError("`texts` is a table of pandas: give a column of it, or `table.to_dict('records')`.")
     if isinstance(source, str | Path):
         if not Path(source).is_file() and isinstance(source, str) and "\n" not in source and " " not in source:
             return HubTexts(source, config, split, column, pair_column)
-        source = TextFile(source, column, pair_column)
+        source = _of_file(Path(source), column, pair_column)
     texts = [text for row in source if (text := text_of(row, column, pair_column))]
     if not texts:
         raise CompactConfigError("`texts` is empty, or holds empty strings only.")

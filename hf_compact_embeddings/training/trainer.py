@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerState
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
@@ -74,7 +75,13 @@ class CalibrationTrainer(MeanLossTrainer):
                 self._load_from_checkpoint(resume_from_checkpoint)
                 self.state = done
                 return TrainOutput(done.global_step, 0.0, {})
-        return super().train(resume_from_checkpoint, *arguments, **options)
+        try:
+            return super().train(resume_from_checkpoint, *arguments, **options)
+        finally:
+            for layer in _checkpointed_layers(self.compact):
+                checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+                if isinstance(checkpoint, _CheckpointInEvaluation):
+                    layer._gradient_checkpointing_func = checkpoint.native
 
     @property
     def compact(self) -> PreTrainedModel:
@@ -90,10 +97,10 @@ class CalibrationTrainer(MeanLossTrainer):
     ) -> Any:
         """Return the weighted losses of a batch; raise if they are not finite."""
         owner = self.compact
-        # The teacher's outputs have no dropout in them, so the student's must not either. Gradient checkpointing
-        # works in training mode alone.
-        if not self.args.gradient_checkpointing:
-            owner.eval()
+        # The teacher's outputs have no dropout in them, so the student's must not either.
+        owner.eval()
+        if self.args.gradient_checkpointing:
+            _checkpoint_without_dropout(owner)
         fields, places, labels, target = split_batch(inputs)
         mask = fields["attention_mask"]
         shown = places if predicts(self.losses) else None
@@ -191,12 +198,46 @@ class CalibrationTrainer(MeanLossTrainer):
             self.moving.load(Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.require_finite_values()
+        super()._save_checkpoint(model, trial)
+
+    def require_finite_values(self) -> None:
+        """Raise if training has broken the model."""
         broken = [name for name, value in self.compact.named_parameters() if not bool(torch.isfinite(value).all())]
         if broken:
             raise CalibrationError(
                 f"After step {self.state.global_step:,} the values of {', '.join(broken[:3])} are not finite."
             )
-        super()._save_checkpoint(model, trial)
+
+
+def _checkpointed_layers(model: torch.nn.Module) -> list[torch.nn.Module]:
+    layers = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    return [layer for layer in layers if layer.gradient_checkpointing]
+
+
+def _checkpoint_without_dropout(model: torch.nn.Module) -> None:
+    """Put layers into training mode, in which alone they are checkpointed, and let them leave it before they run."""
+    layer: Any
+    for layer in _checkpointed_layers(model):
+        layer.training = True
+        native = layer._gradient_checkpointing_func
+        if not isinstance(native, _CheckpointInEvaluation):
+            layer._gradient_checkpointing_func = _CheckpointInEvaluation(layer, native)
+
+
+class _CheckpointInEvaluation:
+    """What checkpoints a layer, which is in evaluation mode whenever it runs."""
+
+    def __init__(self, layer: torch.nn.Module, native: Any) -> None:
+        self.layer = layer
+        self.native = native
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        def run_layer(*inputs: Any) -> Any:
+            self.layer.training = False
+            return function(*inputs)
+
+        return self.native(run_layer, *arguments)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.main import main
@@ -19,8 +19,10 @@ from hf_compact_embeddings.evaluation.answers import AnswerTask
 from hf_compact_embeddings.evaluation.classification import GLUE, find_task
 from hf_compact_embeddings.evaluation.data import read_rows
 from hf_compact_embeddings.evaluation.metrics import compute, interval_95, squad_metrics
+from hf_compact_embeddings.evaluation.sentences import sentence_vectors
 
 from ..cases import compress_tiny, first_cases
+from ..tiny_models import tiny_model
 from ..tools import tiny_texts, tiny_tokenizer
 
 CASE = first_cases("project", "dense")[0]
@@ -219,3 +221,110 @@ def test_the_verbs(folders: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["evaluate", str(folders / "out"), "--task", "nothing"]) == 2
     assert main(["calibrate", str(folders / "compact"), "--texts", "no.txt", "--output", str(folders / "new")]) == 2
     assert "hf-compact calibrate: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("architecture", ["bert", "gpt2", "t5", "bart"])
+def test_any_head_has_sentence_vectors(architecture: str) -> None:
+    teacher, compact = compress_tiny(architecture, CASE)
+    tokenizer = tiny_tokenizer()
+    result = hce.evaluate(compact, task="sts", tokenizer=tokenizer, data=pairs(), against=teacher)
+    base = teacher.get_encoder() if teacher.config.is_encoder_decoder else teacher.base_model
+    rows = pairs()
+    encoded = tokenizer([row["sentence1"] for row in rows], padding=True, return_tensors="pt")
+    states = base(**encoded).last_hidden_state
+    mask = encoded["attention_mask"].unsqueeze(-1)
+    wanted = (states * mask).sum(1) / mask.sum(1)
+    torch.testing.assert_close(
+        sentence_vectors(teacher, tokenizer, [row["sentence1"] for row in rows]), wanted.detach(), atol=1e-5, rtol=1e-4
+    )
+    assert -100 <= result.metrics["spearmanr"].compact[0] <= 100
+    cut = sentence_vectors(teacher, tokenizer, [row["sentence1"] for row in rows], max_length=4)
+    assert not torch.allclose(cut, wanted, atol=1e-3)
+
+
+def test_an_encoder_decoder_has_no_perplexity_on_running_text() -> None:
+    _, compact = compress_tiny("bart", CASE)
+    with pytest.raises(hce.CompactConfigError, match="predicts from another text than it reads"):
+        hce.evaluate(compact, task="perplexity", tokenizer=tiny_tokenizer(), data=tiny_texts(60))
+
+
+def test_labels_are_found_by_their_names() -> None:
+    """Models of the Hub have orders of their own."""
+    model = tiny_model("bert", "BertForSequenceClassification", num_labels=3)
+    compact = hce.compress(model, "scalar")
+    tokenizer = tiny_tokenizer()
+    texts = list(zip(tiny_texts(9), tiny_texts(9, seed=1), strict=True))
+    said = [int(compact(**tokenizer(*pair, return_tensors="pt")).logits.argmax()) for pair in texts]
+    names = ("contradiction", "ENTAILMENT", "neutral")
+    rows = [
+        {"premise": one, "hypothesis": other, "label": find_task("xnli").names.index(names[place].lower())}
+        for (one, other), place in zip(texts, said, strict=True)
+    ]
+    compact.config.id2label = dict(enumerate(names))
+    result = hce.evaluate(compact, task="xnli", tokenizer=tokenizer, data=rows, args={"use_cpu": True})
+    assert result.metrics["accuracy"].compact == (1.0,)
+
+
+def test_a_head_that_is_there_is_not_the_one_that_is_trained() -> None:
+    model = tiny_model("bert", "BertForSequenceClassification")
+    with torch.no_grad():
+        model.classifier.weight.zero_()
+        model.classifier.bias.copy_(torch.tensor([50.0, -50.0]))
+    compact = hce.compress(model, "scalar")
+    rows = [row | {"label": 1} for row in pairs(8)]
+    options = {"tokenizer": tiny_tokenizer(), "train": rows, "args": FAST | {"learning_rate": 1e-12}}
+    found = hce.evaluate(compact, task="glue/rte", data=rows, seeds=range(6), **options).metrics["accuracy"].compact
+    assert max(found) > 0, "a head that always says 0 was kept"
+    xnli = [{"premise": row["sentence1"], "hypothesis": row["sentence2"], "label": 2} for row in rows]
+    other = hce.evaluate(compact, task="xnli", data=xnli, **options | {"train": xnli}, against=model)
+    assert set(other.metrics) == {"accuracy"}
+    scores = hce.evaluate(compact, task="glue/stsb", data=pairs(8), **options | {"train": pairs(8)})
+    assert "spearmanr" in scores.metrics
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_answers_are_where_the_padded_row_has_them(side: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    rows = questions()
+    rows[0]["context"] += " w5 w6 w7"
+    task = AnswerTask(tokenizer, 60, 8)
+    windows = task.windows(rows, with_answers=True)
+    batch = DataCollatorWithPadding(task.tokenizer)(windows)
+    for row, ids, start in zip(rows, batch["input_ids"], batch["start_positions"], strict=True):
+        assert tokenizer.convert_ids_to_tokens(int(ids[start])) == row["answers"]["text"][0].split()[0]
+    assert tokenizer.padding_side == side
+
+
+def test_own_data_is_not_called_a_benchmark(tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", CASE, head="BertModel")
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs()))
+    result = hce.evaluate(compact, task="sts", tokenizer=tiny_tokenizer(), data=str(tmp_path / "mine.jsonl"))
+    assert result.card_fields()["dataset_id"] is None and result.card_fields()["dataset_name"] == "sts"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"task": "sts", "data": [*pairs(3), pairs(1)[0] | {"score": ""}]}, "the score '' in row 3"),
+        ({"task": "sts", "data": [*pairs(3), {"sentence1": "w5", "score": 1}]}, "no column 'sentence2' in row 3"),
+        ({"task": "glue/rte", "data": pairs(3), "train": pairs(3), "args": {"no_such": 1}}, "`args` is not accepted"),
+    ],
+)
+def test_bad_rows_and_settings(options: dict[str, Any], message: str) -> None:
+    _, compact = compress_tiny("bert", CASE, head="BertModel")
+    with pytest.raises(hce.CompactConfigError, match=message):
+        hce.evaluate(compact, tokenizer=tiny_tokenizer(), **options)
+
+
+@pytest.mark.parametrize("task", ["sts", "glue/rte"])
+def test_a_tokenizer_that_cannot_pad(task: str) -> None:
+    _, compact = compress_tiny("gpt2", CASE)
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    options = {"train": pairs(8), "args": FAST} if task != "sts" else {}
+    with pytest.raises(hce.CompactConfigError, match="`tokenizer` has no padding token"):
+        hce.evaluate(compact, task=task, tokenizer=tokenizer, data=pairs(8), **options)
+    tokenizer.pad_token = "[PAD]"
+    compact.config.pad_token_id = None
+    assert hce.evaluate(compact, task=task, tokenizer=tokenizer, data=pairs(8), **options).metrics

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import AutoModelForMaskedLM, PreTrainedModel, TrainerCallback, TrainingArguments, modeling_utils
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.training.calibration import calibrate
 from hf_compact_embeddings.training.losses import run
 from hf_compact_embeddings.training.texts import HubTexts
@@ -300,3 +301,68 @@ def test_a_finished_calibration_is_not_trained_on(tmp_path: Path) -> None:
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
     assert_same_state(again, first)
     assert again.config.compact_source["calibration"]["steps"] == 2
+
+
+@pytest.mark.parametrize("architecture", ["bert", "bart", "llama"])
+def test_checkpointing_changes_no_loss(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are checkpointed in training mode only, in which they would drop out."""
+    teacher, compact = compress_tiny(architecture, CASE, head={"bart": "BartModel"}.get(architecture))
+    for module in compact.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+        if isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.5
+    checkpointed, native = [], modeling_utils.checkpoint
+    monkeypatch.setattr(
+        modeling_utils, "checkpoint", lambda *inputs, **options: checkpointed.append(1) or native(*inputs, **options)
+    )
+    losses = []
+    for checkpointing in (False, True):
+        assert not checkpointed
+        seen, model = Losses(), copy.deepcopy(compact)
+        args = {"gradient_checkpointing": checkpointing, "max_steps": 3}
+        tiny_calibrate(model, teacher, trains="all", callbacks=[seen], args=args)
+        losses.append([log["loss"] for log in seen.logs])
+    assert checkpointed and losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_values_that_the_last_step_has_broken_are_given_back() -> None:
+    class Breaks(TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+            if state.global_step == ARGS["max_steps"] - 1:
+                for parameter in model.compact_embedding.parameters():
+                    parameter.grad.fill_(float("nan"))
+
+    teacher, compact = compress_tiny("bert", CASE)
+    before = copy.deepcopy(compact.state_dict())
+    with pytest.raises(CalibrationError, match="After step 6 the values of .* are not finite"):
+        tiny_calibrate(compact, teacher, callbacks=[Breaks()])
+    assert all(torch.equal(value, before[name]) for name, value in compact.state_dict().items())
+
+
+def test_half_precision_is_refused() -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    with pytest.raises(hce.CompactConfigError, match="is in float16, which cannot be trained: take float32"):
+        tiny_calibrate(compact.half(), teacher)
+
+
+def test_a_half_checkpoint_is_calibrated_from_the_command_line(tmp_path: Path) -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    teacher.save_pretrained(tmp_path / "teacher")
+    compact.half().save_pretrained(tmp_path / "compact")
+    for folder in ("teacher", "compact"):
+        tiny_tokenizer().save_pretrained(tmp_path / folder)
+    (tmp_path / "a.txt").write_text("\n".join(tiny_texts(40)))
+    words = ["calibrate", tmp_path / "compact", "--teacher", tmp_path / "teacher", "--texts", tmp_path / "a.txt"]
+    words += ["--output", tmp_path / "result", "--steps", "2", "--set", "use_cpu=true", "--max-length", "16"]
+    assert main(list(map(str, words))) == 0
+    result = hce.CompactBertForMaskedLM.from_pretrained(tmp_path / "result", dtype="auto")
+    assert result.dtype == torch.float16
+    assert not torch.equal(result.compact_embedding.dense(), compact.compact_embedding.dense())
+
+
+def test_an_encoder_decoder_learns_states() -> None:
+    teacher, compact = compress_tiny("bart", CASE)
+    seen = Losses()
+    tiny_calibrate(compact, teacher, callbacks=[seen])
+    assert {"loss_states", "loss_sentence", "loss_relations"} <= set(seen.logs[0])

@@ -185,7 +185,7 @@ def launch(folder: Path, name: str, batch_size: int, ranks: int) -> list[dict[st
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     environment |= {"ACCELERATE_USE_CPU": "true"}
-    words = [sys.executable, "-m", "tests.training.moving_codes_script", str(folder), name, str(batch_size)]
+    words = [sys.executable, "-m", "tests.training.process_script", str(folder), name, str(batch_size)]
     processes = [
         subprocess.Popen(
             words,
@@ -216,3 +216,17 @@ def test_two_processes_end_with_the_same_codes(tmp_path: Path) -> None:
     one, two = (load_file(tmp_path / name / "checkpoint-3" / MOVING_ROWS) for name in ("alone", "both"))
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-3 * float(value.abs().max()), rtol=1e-2, msg=name)
+
+
+def test_two_processes_share_a_stream(tmp_path: Path) -> None:
+    """A batch has more rows than places or the other way round, so that no process may cut it up for the others."""
+    teacher, compact = compress_tiny("bert", CASE)
+    teacher.save_pretrained(tmp_path / "teacher")
+    tiny_tokenizer().save_pretrained(tmp_path / "teacher")
+    compact.save_pretrained(tmp_path / "compact")
+    (tmp_path / "stream").mkdir()
+    rows = "".join(json.dumps({"text": text}) + "\n" for text in tiny_texts(140))
+    (tmp_path / "stream" / "train.jsonl").write_text(rows)
+    both = launch(tmp_path, "streamed", 4, 2)
+    assert [result["processes"] for result in both] == [2, 2]
+    assert both[0]["digest"] == both[1]["digest"]

@@ -76,6 +76,8 @@ def test_a_cache_of_other_rows_is_refused(tmp_path: Path) -> None:
     calibrate(compact, cache=tmp_path, max_length=16, **options)
     with pytest.raises(hce.CompactConfigError, match="was made with max_length=16, but max_length=20 is asked for"):
         calibrate(compact, cache=tmp_path, max_length=20, **options)
+    with pytest.raises(hce.CompactConfigError, match="was made with teacher='.*', but teacher='.*' is asked for"):
+        calibrate(compact, cache=tmp_path, max_length=16, **options | {"teacher": tiny_model("bert", seed=1)})
     with pytest.raises(hce.CompactConfigError, match="keeps final states only"):
         calibrate(compact, cache=tmp_path, max_length=16, losses={"all_states": 1.0}, **options)
     manifest = tmp_path / "teacher_cache.json"

@@ -136,3 +136,21 @@ def test_texts_without_tokens() -> None:
         HeldRows(Encoder(tiny_tokenizer(), 16, None, 0.0, 0).rows(["[SEP]", "[PAD]"]))
     with pytest.raises(hce.CompactConfigError, match="The text has 2 tokens, but a piece needs 14"):
         HeldRows(Encoder(tiny_tokenizer(), 16, "masked", 0.1, 0).rows(["w5 w6"]))
+
+
+def test_files_of_rows(tmp_path: Path) -> None:
+    texts = tiny_texts(3)
+    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts]))
+    (tmp_path / "a.csv").write_text("\ufefftext,label\n" + "".join(f"{text},0\n" for text in texts))
+    assert read_texts(tmp_path / "a.json") == read_texts(tmp_path / "a.csv") == texts
+    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04\x15\x00")
+    with pytest.raises(hce.CompactConfigError, match="'a.parquet' is no text: give a text file"):
+        read_texts(tmp_path / "a.parquet")
+
+
+def test_what_holds_texts_in_another_way_is_refused() -> None:
+    parts = {"train": Dataset.from_dict({"text": ["a"]}), "validation": Dataset.from_dict({"text": ["b"]})}
+    with pytest.raises(hce.CompactConfigError, match="has the parts train, validation: give one of them"):
+        read_texts(parts)
+    with pytest.raises(hce.CompactConfigError, match="is a table of pandas"):
+        read_texts(Dataset.from_dict({"text": ["a"]}).to_pandas())

@@ -1,4 +1,7 @@
-"""Run in each process of a training: calibrates with moving codes and writes what this process ends with."""
+"""Run in each process of a training: calibrates and writes what this process ends with.
+
+The codes move, except where texts are streamed.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import hf_compact_embeddings  # noqa: F401
 from hf_compact_embeddings.checkpoints import load_compact
 from hf_compact_embeddings.training.calibration import calibrate
+from hf_compact_embeddings.training.texts import HubTexts
 
 from ..contract.data_parallel_script import digest
 
@@ -20,16 +24,17 @@ from ..contract.data_parallel_script import digest
 def main(folder: Path, name: str, batch_size: int) -> None:
     compact = load_compact(folder / "compact")
     before = compact.compact_embedding.codes.clone()
+    streamed = name.startswith("streamed")
     calibrate(
         compact,
         teacher=AutoModelForMaskedLM.from_pretrained(folder / "teacher"),
         tokenizer=AutoTokenizer.from_pretrained(folder / "teacher"),
-        texts=json.loads((folder / "texts.json").read_text()),
+        texts=HubTexts(str(folder / "stream")) if streamed else json.loads((folder / "texts.json").read_text()),
         # All rows have as many places, so that the mean over a batch is the mean over its halves.
-        losses={"logits": 1.0},
+        losses={"logits": 1.0, **({"labels": 1.0, "states": 1.0} if streamed else {})},
         predicted_share=1.0,
         trains="all",
-        recode_steps=3,
+        recode_steps=None if streamed else 3,
         max_length=16,
         args={
             "output_dir": str(folder / name),
