@@ -94,9 +94,9 @@ def test_a_structure_made_in_inference_mode_works(case: Case) -> None:
 def test_a_trace_holds_the_same(case: Case) -> None:
     structure = build_structure(case, private=(0, 7, 59))
     structure(IDS)
-    traced = torch.jit.trace(structure, (IDS,), check_trace=False)
-    others = IDS.flip(0) + 1
-    assert torch.equal(traced(others), structure(others))
+    # None of these is a private row, some of the others are.
+    traced = torch.jit.trace(structure, (torch.tensor([[1, 2, 3], [4, 5, 6]]),), check_trace=False)
+    assert torch.equal(traced(IDS), structure(IDS))
 
 
 @for_all()
