@@ -297,7 +297,10 @@ def stored_table(present: bool, *shape: int) -> Tensor | None:
 
 def _state_of(tables: tuple[Tensor | None, ...]) -> list[object]:
     """Return what changes when tables are written, replaced or moved. Inference tensors do not count writes."""
-    return [(id(table), 0 if table is None or table.is_inference() else table._version) for table in tables]
+    return [
+        None if table is None else (id(table), table.device, 0 if table.is_inference() else table._version)
+        for table in tables
+    ]
 
 
 def basis_entries(width: int, bits: int) -> int:
