@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
-from transformers import DebertaV2Config, DebertaV2ForMaskedLM
+from transformers import CLIPTextConfig, CLIPTextModel, DebertaV2Config, DebertaV2ForMaskedLM
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.modeling.architectures import embedding_scale, find_input_table, other_large_tables
@@ -127,6 +127,16 @@ def test_a_head_that_computes_with_the_table_itself_fails_loudly() -> None:
     compact = hce.compress(DebertaV2ForMaskedLM(config), hce.SubspaceConfig(**OPTIONS))
     with pytest.raises(UnsupportedArchitectureError, match="computes with the table's `weight` itself"):
         compact(torch.tensor([[5, 17]]))
+
+
+def test_an_architecture_that_starts_its_table_itself() -> None:
+    config = CLIPTextConfig(vocab_size=VOCABULARY, max_position_embeddings=32, **_SMALL)
+    dense = CLIPTextModel(config).eval()
+    compact = hce.compress(dense, "scalar")
+    ids = torch.tensor([[5, 17, 89, 42]])
+    torch.testing.assert_close(compact(ids)[0], dense(ids)[0], atol=0.05, rtol=0.05)
+    fresh = type(compact)(compact.config)
+    assert fresh(ids)[0].isfinite().all()
 
 
 def test_ids_that_went_to_the_device_of_the_weight_are_refused() -> None:
