@@ -3,7 +3,13 @@
     python examples/run_glue.py --model_name_or_path sentence-transformers/all-MiniLM-L6-v2 --compact_ratio 100 \
         --task_name mrpc --do_train --do_eval --output_dir mrpc-compact
 
-Instead of `--compact_ratio` or `--compact_method`, the model can be a compact folder or a dense one.
+Instead of `--compact_ratio` or `--compact_method`, the model can be a compact folder or a dense one. Texts of your own
+are files with a column text (or sentence1 and sentence2) and a column label, of names or of numbers from 0:
+
+    python examples/run_glue.py --model_name_or_path mine-compact --train_file train.csv --validation_file rest.csv \
+        --test_file new.csv --do_train --do_eval --do_predict --output_dir topics-compact
+
+`--do_predict` writes predict_results_<task>.txt; labels are not needed there.
 """
 
 from __future__ import annotations
@@ -12,6 +18,7 @@ import dataclasses
 
 import numpy as np
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     DataCollatorWithPadding,
     EvalPrediction,
@@ -20,9 +27,10 @@ from transformers import (
     set_seed,
 )
 
-import hf_compact_embeddings  # noqa: F401
-from hf_compact_embeddings.evaluation.classification import find_task
+from hf_compact_embeddings import CompactConfigError
+from hf_compact_embeddings.evaluation.classification import ClassificationTask, find_task, task_of_rows
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
+from hf_compact_embeddings.training.predictions import predict_labels
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 
@@ -30,7 +38,24 @@ from hf_compact_embeddings.training.script_arguments import DataArguments, Model
 class GlueArguments(DataArguments):
     """The data, and which task it is of."""
 
-    task_name: str = dataclasses.field(default="sst2", metadata={"help": "cola, mnli, mrpc, qnli, qqp, rte, sst2 …"})
+    task_name: str | None = dataclasses.field(
+        default=None, metadata={"help": "cola, mnli, mrpc, qnli, qqp, rte, sst2 …; without it, texts of your own"}
+    )
+
+    def task(self, model: ModelArguments, training: bool) -> ClassificationTask:
+        """Return the task, and see to where its data is."""
+        files = [self.train_file, self.validation_file, self.test_file]
+        if self.task_name is None and not any(files) and self.dataset_name is None:
+            raise CompactConfigError("Give `--task_name`, or files of your own such as `--train_file`.")
+        if self.task_name is not None:
+            task = find_task(f"glue/{self.task_name}")
+            if not any(files) and self.dataset_name is None:
+                self.dataset_name, self.dataset_config_name = task.dataset, task.name
+            return task
+        if training:
+            return task_of_rows(self.rows("train"))
+        config = AutoConfig.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+        return task_of_rows(self.rows("validation" if self.validation_file else "test"), config)
 
 
 def main() -> None:
@@ -38,37 +63,35 @@ def main() -> None:
     parser = HfArgumentParser((ModelArguments, GlueArguments, TrainingArguments))
     models, data, arguments = parser.parse_args_into_dataclasses()
     set_seed(arguments.seed)
-    task = find_task(f"glue/{data.task_name}")
-    if data.train_file is None and data.validation_file is None and data.dataset_name is None:
-        data.dataset_name, data.dataset_config_name = task.dataset, task.name
+    task = data.task(models, arguments.do_train)
     model, tokenizer = models.load(
         AutoModelForSequenceClassification, arguments.seed, num_labels=task.labels, problem_type=task.problem
     )
+    if arguments.do_train:
+        task.name_labels(model.config)
+    limit = min(data.max_seq_length, tokenizer.model_max_length)
 
-    def encoded(split: str) -> list[dict]:
-        return task.encode(data.rows(split, task.validation if split == "validation" else None), tokenizer, limit)
+    def rows(split: str) -> list[dict]:
+        return data.rows(split, task.split_on_hub(split))
 
     def metrics(found: EvalPrediction) -> dict[str, float]:
-        logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
-        return task.measure(np.asarray(logits), np.asarray(found.label_ids), scripts=True)
+        return task.measure(task.in_order(found.predictions, model.config), np.asarray(found.label_ids), scripts=True)
 
-    limit = min(data.max_seq_length, tokenizer.model_max_length)
     trainer = MeanLossTrainer(
         model=model,
         args=arguments,
-        train_dataset=encoded("train") if arguments.do_train else None,
-        eval_dataset=encoded("validation") if arguments.do_eval else None,
+        train_dataset=task.encode(rows("train"), tokenizer, limit) if arguments.do_train else None,
+        eval_dataset=task.encode(rows("validation"), tokenizer, limit) if arguments.do_eval else None,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=metrics,
     )
-    run_stages(
-        trainer,
-        arguments,
-        lambda split: trainer.evaluate(None if split == "validation" else encoded(split)),
-        tasks="text-classification",
-        dataset=f"GLUE {task.name.upper()}",
-    )
+
+    def measure(split: str) -> dict[str, float]:
+        return trainer.evaluate() if split == "validation" else predict_labels(trainer, task, rows(split), limit)
+
+    known = {"dataset": f"GLUE {task.name.upper()}"} if task.dataset else {}
+    run_stages(trainer, arguments, measure, tasks="text-classification", **known)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import hf_compact_embeddings  # noqa: F401
 from hf_compact_embeddings.evaluation.answers import AnswerTask
 from hf_compact_embeddings.evaluation.finetuning import span_scores
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
+from hf_compact_embeddings.training.predictions import write_answers
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 
@@ -55,7 +56,9 @@ def main() -> None:
     def measure(split: str) -> dict[str, float]:
         rows = data.rows(split)
         windows = task.windows(rows, with_answers=False)
-        return task.measure(rows, windows, *span_scores(trainer, windows))
+        answers = task.answers(rows, windows, *span_scores(trainer, windows))
+        write_answers(trainer, answers, "eval" if split == "validation" else "predict")
+        return task.measure(rows, answers) if "answers" in rows[0] else {"samples": len(rows)}
 
     run_stages(trainer, arguments, measure, tasks="question-answering", dataset="SQuAD")
 

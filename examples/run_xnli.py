@@ -24,6 +24,7 @@ from transformers import (
 from hf_compact_embeddings import CompactConfigError
 from hf_compact_embeddings.evaluation.classification import XNLI
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
+from hf_compact_embeddings.training.predictions import predict_labels
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 
@@ -57,31 +58,27 @@ def main() -> None:
     if data.train_file is None and data.validation_file is None and data.dataset_name is None:
         data.dataset_name = XNLI.dataset
     model, tokenizer = models.load(AutoModelForSequenceClassification, arguments.seed, num_labels=XNLI.labels)
+    if arguments.do_train:
+        XNLI.name_labels(model.config)
     limit = min(data.max_seq_length, tokenizer.model_max_length)
 
-    def encoded(split: str) -> list[dict]:
-        return XNLI.encode(data.chosen(split), tokenizer, limit)
-
     def metrics(found: EvalPrediction) -> dict[str, float]:
-        logits = found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions
-        return XNLI.measure(np.asarray(logits), np.asarray(found.label_ids), scripts=True)
+        return XNLI.measure(XNLI.in_order(found.predictions, model.config), np.asarray(found.label_ids), scripts=True)
 
     trainer = MeanLossTrainer(
         model=model,
         args=arguments,
-        train_dataset=encoded("train") if arguments.do_train else None,
-        eval_dataset=encoded("validation") if arguments.do_eval else None,
+        train_dataset=XNLI.encode(data.chosen("train"), tokenizer, limit) if arguments.do_train else None,
+        eval_dataset=XNLI.encode(data.chosen("validation"), tokenizer, limit) if arguments.do_eval else None,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
         compute_metrics=metrics,
     )
-    run_stages(
-        trainer,
-        arguments,
-        lambda split: trainer.evaluate(None if split == "validation" else encoded(split)),
-        tasks="text-classification",
-        dataset="XNLI",
-    )
+
+    def measure(split: str) -> dict[str, float]:
+        return trainer.evaluate() if split == "validation" else predict_labels(trainer, XNLI, data.chosen(split), limit)
+
+    run_stages(trainer, arguments, measure, tasks="text-classification", dataset="XNLI")
 
 
 if __name__ == "__main__":

@@ -81,6 +81,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def predictions(path: Path) -> list[str]:
+    header, *lines = path.read_text().splitlines()
+    assert header == "index\tprediction" and [line.split("\t")[0] for line in lines] == [*map(str, range(len(lines)))]
+    return [line.split("\t")[1] for line in lines]
+
+
 def results(folder: Path) -> dict[str, float]:
     return json.loads((folder / "all_results.json").read_text())
 
@@ -92,11 +98,34 @@ def test_glue(folder: Path) -> None:
     run("run_glue.py", *words, *COMPACT, home=folder / "home")
     found = results(folder / "out")
     assert {"train_loss", "eval_accuracy", "predict_accuracy"} <= set(found)
-    assert AutoConfig.from_pretrained(folder / "out").model_type == "compact-bert"
-    # A folder that is compact already goes on as it is.
+    config = AutoConfig.from_pretrained(folder / "out")
+    assert config.model_type == "compact-bert" and config.id2label == {0: "entailment", 1: "not_entailment"}
+    guesses = predictions(folder / "out" / "predict_results_rte.txt")
+    truths = [config.id2label[json.loads(line)["label"]] for line in data.read_text().splitlines()]
+    right = sum(guess == truth for guess, truth in zip(guesses, truths, strict=True))
+    assert right / len(truths) == found["predict_accuracy"]
+    # A folder that is compact already goes on as it is; the labels of GLUE's test part are not known.
     words = ["--model_name_or_path", folder / "out", "--task_name", "rte", "--output_dir", folder / "again"]
-    run("run_glue.py", *words, "--validation_file", data, "--do_eval", "--use_cpu", home=folder / "home")
-    assert results(folder / "again")["eval_accuracy"] == found["eval_accuracy"]
+    hidden = write_rows(folder / "test.jsonl", [row | {"label": -1} for row in pairs("sentence1", "sentence2", 2)])
+    words += ["--validation_file", data, "--do_eval", "--test_file", hidden, "--do_predict", "--use_cpu"]
+    run("run_glue.py", *words, home=folder / "home")
+    again = results(folder / "again")
+    assert again["eval_accuracy"] == found["eval_accuracy"] and "predict_accuracy" not in again
+    assert predictions(folder / "again" / "predict_results_rte.txt") == guesses
+
+
+def test_texts_of_ones_own(folder: Path) -> None:
+    rows = [{"text": text, "label": ("sport", "art", "law")[i % 3]} for i, text in enumerate(tiny_texts(18))]
+    data = write_rows(folder / "train.jsonl", rows)
+    words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", *TRAINING, *COMPACT]
+    run("run_glue.py", *words, "--train_file", data, "--validation_file", data, home=folder / "home")
+    assert AutoConfig.from_pretrained(folder / "out").id2label == {0: "art", 1: "law", 2: "sport"}
+    (folder / "new.csv").write_text("text\n" + "\n".join(row["text"] for row in rows))
+    words = ["--model_name_or_path", folder / "out", "--output_dir", folder / "new", "--use_cpu", "--do_predict"]
+    run("run_glue.py", *words, "--test_file", folder / "new.csv", home=folder / "home")
+    guesses = predictions(folder / "new" / "predict_results_texts.txt")
+    right = sum(guess == row["label"] for guess, row in zip(guesses, rows, strict=True))
+    assert right / len(rows) == results(folder / "out")["eval_accuracy"]
 
 
 @pytest.mark.parametrize("hashing", ["md", "lsh"])
@@ -137,8 +166,14 @@ def test_squad(folder: Path) -> None:
         rows.append({"id": f"q{i}", "context": context, "question": "w7 w8", "answers": answers})
     data = write_rows(folder / "squad.jsonl", rows)
     words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", "--max_seq_length", "32"]
-    run("run_qa.py", *words, "--train_file", data, "--validation_file", data, *TRAINING, *COMPACT, home=folder / "home")
+    new = write_rows(folder / "new.jsonl", [{key: row[key] for key in ("id", "context", "question")} for row in rows])
+    words += ["--train_file", data, "--validation_file", data, "--test_file", new, "--do_predict", *TRAINING, *COMPACT]
+    run("run_qa.py", *words, home=folder / "home")
     assert {"eval_f1", "eval_exact_match"} <= set(results(folder / "out"))
+    answers, again = (
+        json.loads((folder / "out" / f"{name}_predictions.json").read_text()) for name in ("eval", "predict")
+    )
+    assert answers.keys() == {row["id"] for row in rows} and again == answers
 
 
 @pytest.mark.parametrize(("script", "architecture"), [("run_mlm.py", "bert"), ("run_clm.py", "gpt2")])
@@ -170,7 +205,7 @@ def test_sts(folder: Path) -> None:
     ("words", "message"),
     [
         (["--train_file", "no.jsonl"], "'no.jsonl' is no file"),
-        (["--train_file", "wrong.jsonl"], "but the task needs sentence, label; its columns are"),
+        (["--train_file", "wrong.jsonl", "--task_name", "sst2"], "but the task needs sentence, label; its columns are"),
         (["--validation_file", "wrong.jsonl"], "`--train_file` is missing"),
         (["--train_file", "wrong.jsonl", "--compact_options", "x"], "need a method or a ratio"),
     ],

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..modeling.errors import CompactConfigError
-from .data import number_in, require_columns
+from .data import Rows, number_in, require_columns
 from .metrics import compute
 
 logger = logging.get_logger(__name__)
@@ -26,7 +26,7 @@ class ClassificationTask:
         columns: of the text, or of both texts.
         labels: how many there are; 1 for a score.
         metrics: their keys, the one that is reported first in front.
-        dataset: its data set's Hub id.
+        dataset: its data set's Hub id; empty where the data is of the user's own.
         label_column: where the label is, with other names that it goes by.
         validation: the name of the split to measure on.
         names: of the labels, in the order of the data.
@@ -46,6 +46,10 @@ class ClassificationTask:
         """What Transformers calls it."""
         return "regression" if self.labels == 1 else "single_label_classification"
 
+    def in_order(self, scores: Any, config: PreTrainedConfig) -> np.ndarray:
+        """Return a model's scores (N, labels), or the first of its outputs, in the order of the data's labels."""
+        return np.asarray(scores[0] if isinstance(scores, tuple) else scores)[:, self.places_of_labels(config)]
+
     def places_of_labels(self, config: PreTrainedConfig) -> list[int]:
         """Return where a model's scores have each label of the data: models name theirs, in orders of their own."""
         given = {str(name).lower(): int(place) for place, name in (config.id2label or {}).items()}
@@ -58,27 +62,54 @@ class ClassificationTask:
             )
         return list(range(self.labels))
 
+    def split_on_hub(self, split: str) -> str:
+        """Return what its data set on the Hub calls "train", "validation" or "test"."""
+        return split if split == "train" else self.validation.replace("validation", split)
+
+    def name_labels(self, config: PreTrainedConfig) -> None:
+        """Give a model that is to be trained the names of the labels, in the order of the data."""
+        if self.names:
+            config.id2label = dict(enumerate(self.names))
+            config.label2id = {name: place for place, name in enumerate(self.names)}
+
     @property
     def script(self) -> tuple[str, ...]:
-        """What `evaluate.load` calls its metrics."""
-        return ("glue", self.name) if self.dataset.endswith("glue") else (self.name,)
+        """What `evaluate.load` calls its metrics, or nothing."""
+        if self.dataset.endswith("glue"):
+            return "glue", self.name
+        return (self.name,) if self.dataset else ()
 
     def encode(
         self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int | None = 128
     ) -> list[dict[str, Any]]:
         """Return rows as inputs of a model, with their labels."""
-        label = next((column for column in self.label_column if rows and column in rows[0]), self.label_column[0])
+        label = self._label_column_of(rows) or self.label_column[0]
         require_columns(rows, (*self.columns, label))
+        labels = [self._label(row[label], index) for index, row in enumerate(rows)]
+        inputs = self.encode_texts(rows, tokenizer, max_length)
+        return [{**row, "labels": value} for row, value in zip(inputs, labels, strict=True)]
+
+    def encode_texts(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, max_length: int | None = 128
+    ) -> list[dict[str, Any]]:
+        """Return rows as inputs of a model, without labels."""
+        require_columns(rows, self.columns)
         texts = [[str(row[column]) for row in rows] for column in self.columns]
         encoded = tokenizer(*texts, truncation=True, max_length=max_length)
-        labels = [self._label(row[label], index) for index, row in enumerate(rows)]
-        return [
-            {**{name: values[index] for name, values in encoded.items()}, "labels": labels[index]}
-            for index in range(len(rows))
-        ]
+        return [{name: values[index] for name, values in encoded.items()} for index in range(len(rows))]
+
+    def has_labels(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Return whether rows have labels: those of GLUE's test parts have none, or -1."""
+        column = self._label_column_of(rows)
+        return column is not None and any(str(row.get(column)) not in _NO_LABEL for row in rows)
+
+    def _label_column_of(self, rows: Sequence[Mapping[str, Any]]) -> str | None:
+        return next((column for column in self.label_column if rows and column in rows[0]), None)
 
     def _label(self, value: Any, index: int) -> int | float:
-        number = number_in(value, index, "label")
+        if value in self.names:
+            return self.names.index(value)
+        number = number_in(value, index, "label", self.names)
         if self.labels == 1:
             return number
         if number not in range(self.labels):
@@ -89,10 +120,21 @@ class ClassificationTask:
 
     def measure(self, logits: np.ndarray, labels: np.ndarray, scripts: bool = False) -> dict[str, float]:
         """Return the metrics of logits (N, labels)."""
-        predictions = logits.reshape(-1) if self.labels == 1 else logits.argmax(-1)
-        return compute(self.metrics, predictions.tolist(), labels.tolist(), self.script if scripts else None)
+        return compute(self.metrics, self.decide(logits).tolist(), labels.tolist(), self.script if scripts else None)
+
+    def decide(self, logits: np.ndarray) -> np.ndarray:
+        """Return the label, or the score, that logits (N, labels) say of each row."""
+        return logits.reshape(-1) if self.labels == 1 else logits.argmax(-1)
+
+    def in_words(self, decision: int | float) -> str:
+        """Return a label by its name, or a score."""
+        if self.labels == 1:
+            return f"{decision:.3f}"
+        return self.names[int(decision)] if self.names else str(int(decision))
 
 
+# As numbers, and as they are read from CSV files.
+_NO_LABEL = ("-1", "-1.0", "", "None")
 _INFERENCE = ("entailment", "neutral", "contradiction")
 _GLUE = (
     ClassificationTask("sst2", ("sentence",), names=("negative", "positive")),
@@ -113,6 +155,34 @@ _GLUE = (
 )
 GLUE = {task.name: task for task in _GLUE}
 XNLI = ClassificationTask("xnli", ("premise", "hypothesis"), labels=3, dataset="facebook/xnli", names=_INFERENCE)
+
+
+def task_of_rows(rows: Rows, config: PreTrainedConfig | None = None) -> ClassificationTask:
+    """Return the task of labelled texts that are of no known data set.
+
+    Args:
+        rows: with a text (column text or sentence) or two (sentence1, sentence2); labels are names, or 0, 1, 2 and on.
+        config: of a model that has learned the task, whose labels it are then; else they are those of the rows.
+    """
+    require_columns(rows, ())
+    known = (("sentence1", "sentence2"), ("sentence",), ("text",))
+    columns = next((names for names in known if all(name in rows[0] for name in names)), ("text",))
+    if config is not None:
+        own = [str(config.id2label[place]) for place in range(config.num_labels)]
+        names = () if all(name.lower().startswith("label_") for name in own) else tuple(own)
+        return ClassificationTask("texts", columns, config.num_labels, dataset="", names=names)
+    require_columns(rows, (*columns, "label"))
+    values = [row["label"] for row in rows]
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        names = tuple(sorted({str(value) for value in values}))
+        return ClassificationTask("texts", columns, len(names), dataset="", names=names)
+    if any(number < 0 or not number.is_integer() for number in numbers):
+        raise CompactConfigError(
+            "`data` has labels that are neither names nor the numbers 0, 1, 2 and on; for scores take the task stsb."
+        )
+    return ClassificationTask("texts", columns, max(2, int(max(numbers)) + 1), dataset="")
 
 
 def find_task(name: str) -> ClassificationTask:

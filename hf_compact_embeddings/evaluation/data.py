@@ -106,11 +106,12 @@ def require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], n
             )
 
 
-def number_in(value: Any, place: int, column: str) -> float:
-    """Return a label or score as a number, or raise."""
+def number_in(value: Any, place: int, column: str, names: Sequence[str] = ()) -> float:
+    """Return a label or score as a number, or raise; the message lists the names that it may have instead."""
     try:
         return float(value)
     except (TypeError, ValueError):
+        wanted = f"{', '.join(names)} or its number" if names else "a number"
         raise CompactConfigError(
-            f"`data` has the {column} {value!r} in row {place}, but it must be a number."
+            f"`data` has the {column} {value!r} in row {place}, but it must be {wanted}."
         ) from None

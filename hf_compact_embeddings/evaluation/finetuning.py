@@ -67,6 +67,8 @@ def classify(
             raise CompactConfigError(
                 f"The model has {model.config.num_labels} labels, but {task.name} has {task.labels}: give `train` rows."
             )
+        if train is not None:
+            task.name_labels(model.config)
         trainer = MeanLossTrainer(
             model=model,
             args=arguments,
@@ -77,10 +79,7 @@ def classify(
         if train is not None:
             trainer.train()
         found = trainer.predict(task.encode(data, tokenizer, max_length))
-    logits = _first(found.predictions)
-    if train is None:
-        logits = logits[:, task.places_of_labels(model.config)]
-    return task.measure(logits, np.asarray(found.label_ids))
+    return task.measure(task.in_order(found.predictions, model.config), np.asarray(found.label_ids))
 
 
 def answer(
@@ -109,7 +108,7 @@ def answer(
             trainer.train()
         windows = task.windows(data, with_answers=False)
         starts, ends = span_scores(trainer, windows)
-    return task.measure(data, windows, starts, ends)
+    return task.measure(data, task.answers(data, windows, starts, ends))
 
 
 def _let_pad(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -135,7 +134,3 @@ def save_beside(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fold
     model.save_pretrained(folder, state_dict=state)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def _first(predictions: Any) -> np.ndarray:
-    return predictions[0] if isinstance(predictions, tuple) else predictions

@@ -29,7 +29,7 @@ def compute(
         references: true values.
         script: what to ask `evaluate.load` for first, as ("glue", "mrpc"); it runs code that it fetches from the Hub.
     """
-    if script is not None and (metric := _script(*script)) is not None:
+    if script and (metric := _script(*script)) is not None:
         return {name: float(value) for name, value in metric.compute(predictions, references).items()}
     return {name: float(_METRICS[name](np.asarray(predictions), np.asarray(references))) for name in names}
 

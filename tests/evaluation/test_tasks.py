@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.evaluation.answers import AnswerTask
-from hf_compact_embeddings.evaluation.classification import GLUE, find_task
+from hf_compact_embeddings.evaluation.classification import GLUE, find_task, task_of_rows
 from hf_compact_embeddings.evaluation.data import read_rows
 from hf_compact_embeddings.evaluation.metrics import compute, interval_95, squad_metrics
 from hf_compact_embeddings.evaluation.sentences import sentence_vectors
@@ -116,8 +116,8 @@ def test_squad_runs_and_finds_the_answers_that_scores_point_to() -> None:
     for i, window in enumerate(marked):
         if window["end_positions"]:
             starts[i, window["start_positions"]] = ends[i, window["end_positions"]] = 9.0
-    assert task.measure(rows, windows, starts, ends) == {"exact_match": 100.0, "f1": 100.0}
-    assert task.measure(rows, windows, -starts, -ends)["exact_match"] < 100
+    assert task.measure(rows, task.answers(rows, windows, starts, ends)) == {"exact_match": 100.0, "f1": 100.0}
+    assert task.measure(rows, task.answers(rows, windows, -starts, -ends))["exact_match"] < 100
 
 
 def test_squads_rules() -> None:
@@ -140,6 +140,31 @@ def test_metrics_have_the_keys_of_evaluate() -> None:
     assert interval_95([1.0]) is None
     assert set(GLUE) == {"sst2", "cola", "mrpc", "rte", "wnli", "qnli", "qqp", "mnli", "stsb"}
     assert find_task("glue/stsb").measure(np.array([[1.0], [2.0]]), np.array([0.5, 3.0]))["pearson"] == 1.0
+
+
+def test_tasks_of_ones_own_texts() -> None:
+    named = [{"sentence1": "w5", "sentence2": "w6", "label": name} for name in ("yes", "no", "yes")]
+    task = task_of_rows(named)
+    assert task.columns == ("sentence1", "sentence2") and task.names == ("no", "yes") and task.labels == 2
+    assert [row["labels"] for row in task.encode(named, tiny_tokenizer())] == [1, 0, 1]
+    with pytest.raises(
+        hce.CompactConfigError, match="the label 'maybe' in row 0, but it must be no, yes or its number"
+    ):
+        task.encode([named[0] | {"label": "maybe"}], tiny_tokenizer())
+    numbered = task_of_rows([{"text": "w5", "label": label} for label in ("0", "3")])
+    assert numbered.columns == ("text",) and numbered.labels == 4 and numbered.in_words(3) == "3"
+    with pytest.raises(hce.CompactConfigError, match="for scores take the task stsb"):
+        task_of_rows([{"text": "w5", "label": 0.5}])
+    with pytest.raises(hce.CompactConfigError, match="no column 'text'.*its columns are words, label"):
+        task_of_rows([{"words": "w5", "label": 0}])
+    model = tiny_model("bert", head="BertForSequenceClassification", num_labels=2)
+    task.name_labels(model.config)
+    assert task_of_rows([{"text": "w5"}], model.config).names == ("no", "yes")
+    # A model that was trained elsewhere may have them the other way round.
+    model.config.id2label = {0: "yes", 1: "no"}
+    assert task.in_order((np.array([[0.0, 1.0]]), None), model.config).tolist() == [[1.0, 0.0]]
+    assert find_task("glue/mnli").split_on_hub("test") == "test_matched"
+    assert find_task("glue/mnli").split_on_hub("train") == "train"
 
 
 def test_rows_from_files(tmp_path: Path) -> None:
@@ -181,7 +206,7 @@ def test_bad_input() -> None:
             "no column 'sentence1', 'sentence2', but the task needs .*, label; its columns are a, label",
         ),
         ({"data": pairs(2, label=2)}, "label 2 in row 0, but rte has the labels 0 to 1"),
-        ({"train": pairs(2, label="x")}, "label 'x' in row 0, but it must be a number"),
+        ({"train": pairs(2, label="x")}, "label 'x' in row 0, but it must be entailment, not_entailment or its number"),
         ({"data": []}, "has no rows"),
         ({"seeds": ()}, "`seeds` is empty"),
         ({"task": "sts", "data": [{"sentence1": "w5"}]}, "no column 'sentence2', 'score'"),
