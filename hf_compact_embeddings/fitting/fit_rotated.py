@@ -68,9 +68,11 @@ def _codes(config: RotatedConfig, source: FitSource, budget: int, only: Tensor |
         axis_weights=source.row_weights(axis_power if config.axis_power is None else config.axis_power),
         metric=source.metric if config.metric == "sensitivity" else None,
         tiers=config.tiers,
+        clusters=config.most_clusters(len(source.table)),
         max_window_bits=config.max_window_bits,
         float_bytes=STORAGE_DTYPES[config.storage_dtype].itemsize,
         only=only,
+        seed=source.seed,
     )
 
 
@@ -82,6 +84,8 @@ def as_structure(codes: RotatedCodes, config: RotatedConfig, source: FitSource) 
         tier_bytes=tuple(sum(bits) // 8 for bits in codes.plan.bits),
         rank=len(codes.plan.basis_bits),
         basis_bytes=sum(code.numel() for code in codes.basis_codes) if config.basis == "coded" else 0,
+        clusters=codes.plan.clusters,
+        cluster_bytes=sum(codes.plan.cluster_bits) // 8,
     )
     structure = empty_structure(stored, source)
     assert isinstance(structure, RotatedEmbedding)
@@ -96,12 +100,15 @@ def _store(structure: RotatedEmbedding, codes: RotatedCodes) -> None:
     structure.set_codes(codes.tier_of_row, list(codes.codes), bits)
     structure.gains.copy_(codes.gains)
     structure.means.copy_(codes.means)
+    if codes.clusters is not None:
+        found = codes.clusters
+        structure.set_clusters(found.of_row, found.codes, torch.tensor(codes.plan.cluster_bits), found.gains)
     structure.set_basis(list(codes.basis_codes), codes.plan.basis_bits, codes.basis_gains, codes.basis())
 
 
 @recodes(RotatedConfig)
 def recode_rotated(structure: RotatedEmbedding, rows: Tensor) -> Tensor:
-    """Search the trellis anew with the gains as they are."""
+    """Search the trellis anew with the gains as they are; rows stay in their clusters."""
     layout, tiers, every = structure.layout(), structure.places().tiers, StoredAxes.of(structure)
     moved = torch.zeros(len(rows), dtype=torch.bool, device=tiers.device)
     for tier, bits in enumerate(layout.bits):
@@ -113,6 +120,8 @@ def recode_rotated(structure: RotatedEmbedding, rows: Tensor) -> Tensor:
         gains = structure.gains.detach()[tier, axes].float() * every.lengths[axes]
         for chunk, stored in zip(ids.split(_CHUNK), structure.tier_codes(tier).split(_CHUNK), strict=True):
             points = every.coordinates(rows[chunk], structure.means[tier]).float()
+            if structure.config.clusters:
+                points -= structure.centres().detach()[structure.cluster_of_rows()[chunk]] * every.lengths
             found = trellis.encode(points[:, axes], bits, gains, window)
             before, after = (
                 (points.index_add(1, axes, trellis.decode(codes, bits, window) * gains, alpha=-1) @ every.turned)

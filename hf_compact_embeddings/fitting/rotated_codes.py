@@ -10,12 +10,30 @@ from transformers.utils import logging
 
 from ..modeling.tiered import basis_entries
 from . import trellis
+from .clusters import Clusters, find_clusters
 from .principal_axes import mean_row, principal_axes, rows_by_cost
 from .tiers import TierPlan, plan_tiers, row_statistics
 
 logger = logging.get_logger(__name__)
 
 _CHUNK = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class ClusterCodes:
+    """What stands for the centres of clusters.
+
+    Attributes:
+        of_row: the cluster of each row (V,).
+        codes: of each centre (K, bytes), uint8.
+        gains: of the centres on each axis (r,).
+        rows: the centres as they are read (K, D).
+    """
+
+    of_row: Tensor
+    codes: Tensor
+    gains: Tensor
+    rows: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +50,7 @@ class RotatedCodes:
         basis_gains: (r,).
         dim: D.
         window_bits: of each tier; 0 where it has no codes.
+        clusters: where rows have centres.
     """
 
     plan: TierPlan
@@ -43,6 +62,7 @@ class RotatedCodes:
     basis_gains: Tensor
     dim: int
     window_bits: tuple[int, ...]
+    clusters: ClusterCodes | None = None
 
     def basis(self) -> Tensor:
         """Return the basis (r, D)."""
@@ -93,9 +113,11 @@ def fit_rotated_codes(
     axis_weights: Tensor | None = None,
     metric: Tensor | None = None,
     tiers: int = 3,
+    clusters: int = 0,
     max_window_bits: int = 12,
     float_bytes: int = 2,
     only: Tensor | None = None,
+    seed: int = 0,
 ) -> RotatedCodes:
     """Fit rotated trellis codes to a table (V, D) within a budget.
 
@@ -106,29 +128,42 @@ def fit_rotated_codes(
         axis_weights: how much each row counts for the axes, means and gains (V,); default: as `weights`.
         metric: what an error costs, as a positive semi-definite matrix (D, D); default: plain distance.
         tiers: at most this many groups of rows with rates of their own.
+        clusters: this many centres that rows share.
         max_window_bits: log2 of the trellis states that long rows use.
         float_bytes: bytes of a stored gain or mean.
         only: sorted ids of the rows to code (n,), as part of the whole table's plan; the result then holds these rows
             alone, except that its plan still counts all bytes.
+        seed: of the clusters.
     """
     weights = torch.ones(len(table)) if weights is None else weights
     axis_weights = weights if axis_weights is None else axis_weights
     axes = principal_axes(table, axis_weights, metric)
-    order = rows_by_cost(table, weights, axes)
-    statistics = row_statistics(table, weights, order, axes.mean, axes.project)
-    plan = plan_tiers(statistics, max_bytes, tiers, float_bytes)
+    found = find_clusters(table, axes, clusters, seed) if clusters else None
+    rest = table if found is None else table - (found.points @ axes.basis).to(table)[found.of_row]
+    order = rows_by_cost(rest, weights, axes)
+    statistics = row_statistics(rest, weights, order, axes.mean, axes.project)
+    centres = None if found is None else found.statistics(weights)
+    plan = plan_tiers(statistics, max_bytes, tiers, float_bytes, centres)
     rank = len(plan.basis_bits)
     basis_codes, basis_gains = encode_basis(axes.basis[:rank], plan.basis_bits)
-    analysis = axes.projection_to(decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1]))
+    basis = decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1])
+    analysis = axes.projection_to(basis)
+    stored = None
+    if found is not None:
+        stored = _encode_centres(found, axis_weights, axes.basis, basis, analysis, plan.cluster_bits, max_window_bits)
+        # What coding the centres has cost is left to the rows.
+        rest = table - stored.rows.to(table)[found.of_row]
     codes, gains, means, windows, sizes = [], [], [], [], []
     tier_of_row = torch.empty(len(table), dtype=torch.uint8)
     for tier, (ids, bits) in enumerate(zip(order.split(list(plan.sizes)), plan.bits, strict=True)):
         ids = (ids if only is None else ids[torch.isin(ids, only)]).sort().values
         tier_of_row[ids] = tier
         sizes.append(len(ids))
-        means.append(_in_half(mean_row(table, axis_weights, ids)))
-        found, tier_gains, window = _encode_tier(table, axis_weights, ids, means[-1], analysis, bits, max_window_bits)
-        codes.append(found)
+        means.append(_in_half(mean_row(rest, axis_weights, ids)))
+        tier_codes, tier_gains, window = _encode_tier(
+            rest, axis_weights, ids, means[-1], analysis, bits, max_window_bits
+        )
+        codes.append(tier_codes)
         gains.append(tier_gains)
         windows.append(window)
         logger.info("Tier %d: %d rows of %d bits.", tier, len(ids), sum(bits))
@@ -142,7 +177,31 @@ def fit_rotated_codes(
         basis_gains=basis_gains,
         dim=table.shape[1],
         window_bits=tuple(windows),
+        clusters=stored if stored is None or only is None else dataclasses.replace(stored, of_row=stored.of_row[only]),
     )
+
+
+def _encode_centres(
+    clusters: Clusters,
+    weights: Tensor,
+    axes: Tensor,
+    basis: Tensor,
+    analysis: Tensor,
+    bits: tuple[int, ...],
+    max_window_bits: int,
+) -> ClusterCodes:
+    """Code the centres like the rows of a tier: of principal axes (D, D), on the basis (r, D) as it is stored."""
+    centres = clusters.points @ axes
+    every = torch.arange(len(centres))
+    mean = torch.zeros(centres.shape[1])
+    codes, gains, window = _encode_tier(
+        centres, clusters.weights(weights), every, mean, analysis, bits, max_window_bits
+    )
+    order, counts = coding_order(bits)
+    read = torch.zeros(len(centres), len(bits))
+    if order:
+        read[:, order] = trellis.decode(codes, counts, window)
+    return ClusterCodes(clusters.of_row, codes, gains, (read * gains) @ basis)
 
 
 def _encode_tier(

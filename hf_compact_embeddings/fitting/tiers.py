@@ -30,6 +30,8 @@ class TierPlan:
         basis_bits: per entry of each basis vector (r,), falling.
         num_bytes: everything stored: codes, tier tags, bit tables, gains, means, basis.
         distortion: expected weighted error, relative to that of coding nothing.
+        clusters: how many centres there are.
+        cluster_bits: of a centre on each axis (r,).
     """
 
     sizes: tuple[int, ...]
@@ -37,6 +39,21 @@ class TierPlan:
     basis_bits: tuple[int, ...]
     num_bytes: int
     distortion: float
+    clusters: int = 0
+    cluster_bits: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class CentreStatistics:
+    """What planning needs to know of the centres of clusters.
+
+    Attributes:
+        count: K.
+        second: weighted squared coordinates of the rows' centres, summed over the rows (D,).
+    """
+
+    count: int
+    second: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +103,24 @@ def row_statistics(
     return RowStatistics(tuple(ends), torch.stack(mass), torch.stack(first), torch.stack(second))
 
 
-def plan_tiers(statistics: RowStatistics, max_bytes: int, tiers: int, float_bytes: int = 2) -> TierPlan:
+def plan_tiers(
+    statistics: RowStatistics,
+    max_bytes: int,
+    tiers: int,
+    float_bytes: int = 2,
+    centres: CentreStatistics | None = None,
+) -> TierPlan:
     """Find the cuts and bits with the least expected error within a budget.
 
     Args:
-        statistics: of the table, or of a sample of its rows.
+        statistics: of the table, or of a sample of its rows; less their centres, where there are clusters.
         max_bytes: the budget.
         tiers: at most this many.
         float_bytes: bytes of a stored gain or mean.
+        centres: of clusters.
     """
     tiers = min(tiers, len(statistics.ends) - 1)
-    groups = _Groups(statistics, tiers, float_bytes)
+    groups = _Groups(statistics, tiers, float_bytes, centres)
     best: TierPlan | None = None
     smallest = 0
     low, high = -40.0, 6.0
@@ -119,7 +143,9 @@ def plan_tiers(statistics: RowStatistics, max_bytes: int, tiers: int, float_byte
 class _Groups:
     """Every run of bins that could be one tier, with what it would cost at a price."""
 
-    def __init__(self, statistics: RowStatistics, tiers: int, float_bytes: int) -> None:
+    def __init__(
+        self, statistics: RowStatistics, tiers: int, float_bytes: int, centres: CentreStatistics | None
+    ) -> None:
         """Collect the variances within each run."""
         ends = torch.tensor(statistics.ends)
         bins = len(ends) - 1
@@ -133,6 +159,10 @@ class _Groups:
         self.variances = within.clamp(min=0.0)
         self.rows = (ends[self.end] - ends[self.begin]).double()
         total = (statistics.second[-1] - statistics.first[-1].square() / statistics.mass[-1]).sum()
+        # Like one more tier, of few rows that each stand for many.
+        self.clusters = 0 if centres is None else centres.count
+        self.centres = torch.zeros(1, within.shape[1]).double() if centres is None else centres.second[None]
+        total = total + self.centres.sum()
         self.total = max(float(total), 1e-300)
         self.scale = self.total / max(1, statistics.ends[-1])
         self.ends = statistics.ends
@@ -143,15 +173,17 @@ class _Groups:
     def plan(self, price: float) -> TierPlan:
         """Return the best plan at a price per bit."""
         counts = torch.arange(MAX_BITS + 1, dtype=torch.float64)
-        spent = price * (self.rows[:, None] * counts + 8 * self.float_bytes * (counts > 0))
-        bits = (self.variances[:, :, None] * self.left + spent[:, None]).argmin(2)
-        bits = _whole_bytes(bits, self.variances, self.left)
+        bits = self._bits(self.rows, self.variances, price)
+        centre_bits = self._bits(torch.tensor([float(self.clusters)]), self.centres, price)[0]
         errors = (self.variances * self.left[bits]).sum(1)
         costs = errors + price * (self.rows * bits.sum(1) + 8 * self.float_bytes * (bits > 0).sum(1))
         chosen = self._cut(costs)
-        axes = int((bits[chosen] > 0).any(0).nonzero().max()) + 1 if bits[chosen].any() else 0
         dim = self.variances.shape[1]
-        used = (self.variances[chosen] * (bits[chosen] > 0)).sum(0)[:axes]
+        used = (self.variances[chosen] * (bits[chosen] > 0)).sum(0) + self.centres[0] * (centre_bits > 0)
+        coded = (bits[chosen] > 0).any(0) | (centre_bits > 0)
+        axes = int(coded.nonzero().max()) + 1 if coded.any() else 0
+        used = used[:axes]
+        errors_of_centres = (self.centres[0] * self.left[centre_bits]).sum()
         basis_cost = used[:, None] * self.left + price * dim * counts
         # A basis vector of one bit an entry would turn its axis too far to count on the expected error.
         basis_bits = basis_cost[:, 2:].argmin(1) + 2
@@ -162,9 +194,19 @@ class _Groups:
             bits=tuple(tuple(row) for row in bits[chosen, :axes].tolist()),
             basis_bits=tuple(basis_bits.tolist()),
             num_bytes=0,
-            distortion=float(errors[chosen].sum() + (used * self.left[basis_bits]).sum()) / self.total,
+            distortion=float(errors[chosen].sum() + errors_of_centres + (used * self.left[basis_bits]).sum())
+            / self.total,
+            clusters=self.clusters,
+            cluster_bits=tuple(centre_bits[:axes].tolist()) if self.clusters else (),
         )
         return dataclasses.replace(plan, num_bytes=count_bytes(plan, dim, self.float_bytes))
+
+    def _bits(self, rows: Tensor, variances: Tensor, price: float) -> Tensor:
+        """Return the bits (G, D) of groups of so many rows (G,) on axes of so much variance (G, D)."""
+        counts = torch.arange(MAX_BITS + 1, dtype=torch.float64)
+        spent = price * (rows[:, None] * counts + 8 * self.float_bytes * (counts > 0))
+        bits = (variances[:, :, None] * self.left + spent[:, None]).argmin(2)
+        return _whole_bytes(bits, variances, self.left)
 
     def _cut(self, costs: Tensor) -> list[int]:
         """Cover all bins with at most `tiers` runs of least cost; returns the runs in order."""
@@ -192,7 +234,11 @@ def count_bytes(plan: TierPlan, dim: int, float_bytes: int) -> int:
     gains = float_bytes * len(plan.basis_bits) * (len(plan.sizes) + 1)
     tables = len(plan.basis_bits) * (len(plan.sizes) + 1)
     basis = sum(basis_entries(dim, count) * count // 8 for count in plan.basis_bits)
-    return codes + tags + gains + tables + basis + float_bytes * dim * len(plan.sizes)
+    clusters = 0
+    if plan.clusters:
+        clusters = plan.clusters * sum(plan.cluster_bits) // 8 + (float_bytes + 1) * len(plan.basis_bits)
+        clusters += -(-rows * (plan.clusters - 1).bit_length() // 8)
+    return codes + tags + gains + tables + basis + clusters + float_bytes * dim * len(plan.sizes)
 
 
 def _bin_ends(rows: int, bins: int) -> list[int]:
