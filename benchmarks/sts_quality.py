@@ -51,6 +51,7 @@ def settings(values: int, width: int) -> list[hce.StructureConfig]:
         rotated(97),
         rotated(150),
         rotated(500, tiers=2),
+        *(rotated(ratio, clusters=512) for ratio in (150, 500)),
         *(hce.BlocksConfig(max_bytes=budget(ratio), metric="sensitivity") for ratio in (25, 97, 150, 500)),
     ]
 

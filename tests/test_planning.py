@@ -153,6 +153,18 @@ def test_a_budget_is_a_method(table: Tensor, counts: Tensor) -> None:
     assert compact.compact_embedding.nbytes == best.bytes
 
 
+def test_rows_that_lie_in_clusters_get_clusters() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points, group = torch.randn(24, WIDTH, generator=generator), torch.randint(24, (ROWS,), generator=generator)
+    table = points[group] + 0.3 * torch.randn(ROWS, WIDTH, generator=generator)
+    model = model_with(table)
+    best = hce.plan(model, ratio=64)[0]
+    assert best.config.method == "rotated" and best.config.clusters == 32
+    size, error = full_fit(model, best, None)
+    assert size == best.bytes <= TABLE_BYTES / 64
+    assert error == pytest.approx(best.predicted_error, rel=0.1) and error < 0.2 < best.bound
+
+
 def test_room_is_left_for_rows_that_are_kept(table: Tensor) -> None:
     model = model_with(table)
     model.config.pad_token_id = model.get_input_embeddings().padding_idx = 0

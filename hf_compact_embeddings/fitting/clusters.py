@@ -13,7 +13,7 @@ from .tiers import CentreStatistics
 
 # Further axes hold little of what rows have in common: centres fitted to them would be fitted to single rows.
 _AXES = 64
-_ITERATIONS = 30
+_ITERATIONS = 20
 _CHUNK = 8192
 
 

@@ -101,9 +101,10 @@ class RotatedConfig(TieredConfig):
         """Spend the budget, with many tiers or few, and with clusters."""
         enough = max_bytes * 8 >= num_embeddings + 64 * embedding_dim
         found = [cls(max_bytes=max_bytes, tiers=tiers) for tiers in (4, 2)] if enough else []
-        # A byte for each row, and centres, must leave something for the rows themselves.
-        if enough and max_bytes >= 2 * num_embeddings and num_embeddings >= 4096:
-            found.append(cls(max_bytes=max_bytes, clusters=256))
+        # A centre takes as many bytes as the names of some dozen rows. Both must leave something for the rows.
+        clusters = min(1024, 1 << (num_embeddings // 48).bit_length() >> 1)
+        if enough and clusters >= 16 and max_bytes >= 2 * cls.tag_bytes(clusters, num_embeddings):
+            found.append(cls(max_bytes=max_bytes, clusters=clusters))
         return found
 
 

@@ -1,7 +1,7 @@
-"""Makes the golden checkpoints of this release's format, for the methods that have none yet.
+"""Makes the golden checkpoints of this release's format, for what has none yet.
 
-Run `python -m tests.golden.make` once when a format version or a method is new. What is there is never made
-again: that old checkpoints keep their meaning is what the golden ones are for.
+Run `python -m tests.golden.make` once when a format version, a method or what it stores is new. What is there is never
+made again: that old checkpoints keep their meaning is what the golden ones are for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.modeling.structure import FORMAT_VERSION
 
-from ..cases import TINY_CASES
+from ..cases import TINY_CASES, Case
 
 FOLDER = Path(__file__).parent
 ROWS, WIDTH = 120, 24
@@ -25,17 +25,23 @@ ROWS_TO_KEEP = slice(None, None, 7)
 IDS = torch.tensor([[2, 17, 63, 119, 0]])
 
 
-def golden_name(method: str) -> Path:
-    return FOLDER / f"format_{FORMAT_VERSION}_{method}"
+def cases() -> dict[str, Case]:
+    """Return what to make a checkpoint of, by name: a case of each method, and those that store more than it."""
+    found = {method: TINY_CASES[method][0] for method in hce.methods() if method in TINY_CASES}
+    more = [case for case in TINY_CASES["rotated"] if case.name == "clusters"]
+    return found | {f"{case.method}_{case.name}": case for case in more}
 
 
-def make(method: str) -> None:
+def golden_name(name: str) -> Path:
+    return FOLDER / f"format_{FORMAT_VERSION}_{name}"
+
+
+def make(name: str, case: Case) -> None:
     """Write a checkpoint, and what it has to give: some decoded rows and the outputs for a few ids."""
     torch.manual_seed(0)
     dense = BertForMaskedLM(BertConfig(vocab_size=ROWS, hidden_size=WIDTH, **SIZES)).eval()
-    case = TINY_CASES[method][0]
     compact = hce.compress(dense, case.config(private_rows=1), seed=0).eval()
-    folder = golden_name(method)
+    folder = golden_name(name)
     compact.save_pretrained(folder)
     # The code of a release is in its history; the golden files are data alone.
     for code in folder.glob("*.py"):
@@ -46,6 +52,6 @@ def make(method: str) -> None:
 
 
 if __name__ == "__main__":
-    for method in hce.methods():
-        if method in TINY_CASES and not golden_name(method).exists():
-            make(method)
+    for name, case in cases().items():
+        if not golden_name(name).exists():
+            make(name, case)

@@ -166,6 +166,19 @@ def test_codes_beyond_the_tables(tmp_path: Path) -> None:
     assert_refused(tmp_path, auto_class=AutoModel, device_map="cpu")
 
 
+def test_clusters_beyond_the_centres(tmp_path: Path) -> None:
+    compact = hce.compress(tiny_model("bert"), hce.RotatedConfig(bits_per_weight=6.0, clusters=13))
+    compact.save_pretrained(tmp_path)
+    AutoModelForMaskedLM.from_pretrained(tmp_path)
+    bits = load_file(tmp_path / WEIGHTS)[f"{TABLE}cluster_bits"]
+    change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_bits"].copy_(bits.flip(0) // 2))
+    assert_refused(tmp_path, "`cluster_bits`", "`cluster_bytes`")
+    change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_bits"].copy_(bits))
+    change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_tags"].fill_(0xFF))
+    assert_refused(tmp_path, "`cluster_tags`", "beyond the 13")
+    assert_refused(change_structure(tmp_path, clusters=12))
+
+
 @for_each_method("project")
 @pytest.mark.parametrize("ids", [[120, 121], [4_000_000_000, 5], [7, 7], [9, 3]], ids=str)
 def test_private_ids_that_are_no_sorted_rows(case, ids: list[int], tmp_path: Path) -> None:
