@@ -83,7 +83,7 @@ class TieredConfig(StructureConfig):
         fields: dict[str, Any] = {
             field.name: field.default
             for field in dataclasses.fields(self)
-            if field.name in ("rank", "basis_bytes", "cluster_bytes") or field.default == ()
+            if field.name in ("rank", "basis_bytes") or field.default == ()
         }
         return dataclasses.replace(self, **fields)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from hf_compact_embeddings.fitting import FitSource, fit_structure
 from hf_compact_embeddings.modeling.errors import UnsupportedArchitectureError
 from hf_compact_embeddings.modeling.structure import CompactEmbedding
+from hf_compact_embeddings.modeling.structure_rotated import RotatedEmbedding
 from hf_compact_embeddings.modeling.tiered import TieredEmbedding
 
 from ..cases import Case, all_cases, build_structure, compress_tiny, for_all, for_each_method
@@ -21,9 +22,12 @@ IDS = torch.tensor([[0, 3, 7], [29, 1, 0]])
 
 def as_compiled(structure: CompactEmbedding, inputs: Tensor, project: bool = False) -> Tensor:
     """Run the branches of a compiled graph, which may not read stored tables."""
+    known = set(getattr(structure, "_known", ()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        return structure(inputs, project=project).detach()
+        found = structure(inputs, project=project).detach()
+    assert set(getattr(structure, "_known", ())) == known, "a table was read"
+    return found
 
 
 @pytest.mark.parametrize("case", [case for case in all_cases() if case.name == "tiers"], ids=str)
@@ -38,6 +42,19 @@ def test_another_state_is_seen(case: Case) -> None:
     structure.load_state_dict(other.state_dict())
     assert torch.equal(as_compiled(structure, IDS), other(IDS))
     assert not torch.equal(other(IDS), rows)
+
+
+def test_other_clusters_are_seen() -> None:
+    structure = build_structure(next(case for case in all_cases() if case.name == "clusters"))
+    assert isinstance(structure, RotatedEmbedding)
+    rows, other = structure(IDS), copy.deepcopy(structure)
+    assert other.cluster_tags is not None and other.cluster_codes is not None
+    for change in (other.cluster_tags, other.cluster_codes):
+        with torch.no_grad():
+            change.copy_(change.flip(0))
+        assert not torch.equal(other(IDS), rows)
+        structure.load_state_dict(other.state_dict())
+        assert torch.equal(as_compiled(structure, IDS), other(IDS))
 
 
 @for_all("resize", "project")

@@ -10,7 +10,8 @@ from hf_compact_embeddings.fitting.rotated_codes import fit_rotated_codes as fit
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
 from hf_compact_embeddings.fitting.tiers import count_bytes
 from hf_compact_embeddings.modeling.errors import CompactConfigError
-from hf_compact_embeddings.modeling.structure_rotated import RotatedConfig
+from hf_compact_embeddings.modeling.structure_rotated import RotatedConfig, RotatedEmbedding
+from hf_compact_embeddings.modeling.tiered import INITIAL_RANGE
 
 
 def spectrum_table(rows: int = 3000, dim: int = 48, decay: float = 0.94, seed: int = 0) -> torch.Tensor:
@@ -121,6 +122,15 @@ def test_rows_that_share_a_cluster_and_have_no_bits_are_its_centre():
     rows, cluster = structure.dense().detach(), structure.cluster_of_rows()
     centres = structure.centres().detach() @ structure.axes().detach() + structure.means.detach()
     torch.testing.assert_close(rows, centres[cluster])
+
+
+@pytest.mark.parametrize("clusters", [0, 13])
+def test_a_random_start_is_as_wide_as_a_dense_one(clusters: int):
+    config = RotatedConfig(init="random", bits_per_weight=2.0, clusters=clusters)
+    structure = RotatedEmbedding(config, 500, 64)
+    structure.reset_parameters()
+    assert structure.config.clusters == clusters
+    assert 0.7 * INITIAL_RANGE < float(structure.dense().detach().std()) < 1.4 * INITIAL_RANGE
 
 
 def test_a_small_table_has_few_clusters_or_none():
