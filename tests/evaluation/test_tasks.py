@@ -86,12 +86,13 @@ def test_classification_is_trained_alike_once_for_each_seed() -> None:
 
 def test_what_labels_were_called_before_does_not_matter_to_a_model_that_is_trained() -> None:
     _, compact = compress_tiny("bert", CASE, head="BertForSequenceClassification")
-    options = {"task": "glue/mrpc", "tokenizer": tiny_tokenizer(), "data": pairs(16), "train": pairs(32), "args": FAST}
+    options = {"task": "glue/mrpc", "tokenizer": tiny_tokenizer(), "data": pairs(15), "train": pairs(32), "args": FAST}
     found = []
     for names in (("LABEL_0", "LABEL_1"), ("equivalent", "not_equivalent")):
         compact.config.id2label, compact.config.label2id = dict(enumerate(names)), {names[0]: 0, names[1]: 1}
         found.append(hce.evaluate(compact, **options).metrics)
-    assert found[0] == found[1] and found[0]["accuracy"].compact[0] != 0.5
+    # An odd number of rows: turned round, the accuracy is another.
+    assert found[0] == found[1]
 
 
 def test_a_model_with_the_head_is_measured_as_it_is(tmp_path: Path) -> None:
