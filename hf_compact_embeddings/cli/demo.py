@@ -39,7 +39,7 @@ _SETTINGS: tuple[tuple[str, Callable[[int], StructureConfig]], ...] = (
     ("1.28 bits a value", lambda values: RotatedConfig(max_bytes=values * 128 // 800 - _KEPT)),
     ("product codes, 8 bytes a token", lambda values: SubspaceConfig(num_subspaces=8)),
     ("0.32 bits a value", lambda values: RotatedConfig(max_bytes=values * 32 // 800 - _KEPT)),
-    ("0.064 bits a value", lambda values: RotatedConfig(max_bytes=values * 64 // 8000 - _KEPT)),
+    ("0.064 bits, clusters", lambda values: RotatedConfig(max_bytes=values * 64 // 8000 - _KEPT, clusters=512)),
 )
 # Bytes of the special tokens' rows, which come on top of what a configuration spends.
 _KEPT = 4_000
