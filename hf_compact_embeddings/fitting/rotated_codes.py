@@ -11,7 +11,7 @@ from transformers.utils import logging
 from ..modeling.tiered import basis_entries
 from . import trellis
 from .clusters import Clusters, find_clusters
-from .principal_axes import mean_row, principal_axes, rows_by_cost
+from .principal_axes import PrincipalAxes, mean_row, principal_axes, rows_by_cost
 from .tiers import TierPlan, plan_tiers, row_statistics
 
 logger = logging.get_logger(__name__)
@@ -139,16 +139,12 @@ def fit_rotated_codes(
     axis_weights = weights if axis_weights is None else axis_weights
     axes = principal_axes(table, axis_weights, metric)
     found = find_clusters(table, axes, clusters, seed) if clusters else None
-    rest = table if found is None else table - (found.points @ axes.basis).to(table)[found.of_row]
-    order = rows_by_cost(rest, weights, axes)
-    statistics = row_statistics(rest, weights, order, axes.mean, axes.project)
-    centres = None if found is None else found.statistics(weights)
-    plan = plan_tiers(statistics, max_bytes, tiers, float_bytes, centres)
+    order, plan = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
     rank = len(plan.basis_bits)
     basis_codes, basis_gains = encode_basis(axes.basis[:rank], plan.basis_bits)
     basis = decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1])
     analysis = axes.projection_to(basis)
-    stored = None
+    rest, stored = table, None
     if found is not None:
         stored = _encode_centres(found, axis_weights, axes.basis, basis, analysis, plan.cluster_bits, max_window_bits)
         # What coding the centres has cost is left to the rows.
@@ -179,6 +175,23 @@ def fit_rotated_codes(
         window_bits=tuple(windows),
         clusters=stored if stored is None or only is None else dataclasses.replace(stored, of_row=stored.of_row[only]),
     )
+
+
+def _plan(
+    table: Tensor,
+    weights: Tensor,
+    axes: PrincipalAxes,
+    clusters: Clusters | None,
+    max_bytes: int,
+    tiers: int,
+    float_bytes: int,
+) -> tuple[Tensor, TierPlan]:
+    """Return the rows (V,), the costliest first, and where bits go: both by how far rows are from their centres."""
+    rest = table if clusters is None else table - (clusters.points @ axes.basis).to(table)[clusters.of_row]
+    order = rows_by_cost(rest, weights, axes)
+    statistics = row_statistics(rest, weights, order, axes.mean, axes.project)
+    centres = None if clusters is None else clusters.statistics(weights)
+    return order, plan_tiers(statistics, max_bytes, tiers, float_bytes, centres)
 
 
 def _encode_centres(
