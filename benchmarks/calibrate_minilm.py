@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import transformers
-from processor import prepare
+from processor import device_name, prepare
 from record import read_rows, write
 from sts_quality import sentences_of
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
@@ -38,6 +38,7 @@ from hf_compact_embeddings.training import blend, calibrate
 from hf_compact_embeddings.training.texts import Text
 from hf_compact_embeddings.training.trainer import last_checkpoint
 
+PLACE = "cuda" if torch.cuda.is_available() else "cpu"
 _ENDS = re.compile(r"(?<=[.!?])\s+")
 _WORD = re.compile(r"\w+")
 
@@ -150,7 +151,7 @@ class Selection(TrainerCallback):
         self.curve = [point for point in self.curve if point["step"] < step]
         best = max((point["validation"] for point in self.curve), default=0.0)
         self.compact.save_pretrained(self.folder / "now")
-        value = sts_spearman(AutoModel.from_pretrained(self.folder / "now"), self.tokenizer, self.pairs)
+        value = sts_spearman(load_compact(self.folder / "now").to(PLACE), self.tokenizer, self.pairs)
         self.curve.append({"step": step, "validation": round(value, 2), "seconds": round(time.time() - self.started)})
         if value > best:
             self.compact.save_pretrained(self.folder / "best")
@@ -183,14 +184,14 @@ def main() -> None:
     learned = [*texts, *pairs(options)]
     train(compact, dense, tokenizer, learned, selection, options)
     tokenizer.save_pretrained(work / "now")
-    fit, best = (load_compact(work / name) for name in ("fit", "best"))
-    models = {"dense": dense, "after_fit": fit, "after_calibration": best}
+    fit, best = (load_compact(work / name).to(PLACE) for name in ("fit", "best"))
+    models = {"dense": dense.to(PLACE), "after_fit": fit, "after_calibration": best}
     shares: dict[str, float] = {}
     if options.shares and not options.recode_steps:
         chosen, shares = part_of_the_way(fit, work, options.shares, tokenizer, validation)
         chosen.save_pretrained(work / "chosen")
         tokenizer.save_pretrained(work / "chosen")
-        models["part_of_the_way"] = load_compact(work / "chosen")
+        models["part_of_the_way"] = load_compact(work / "chosen").to(PLACE)
     found = {
         part: {name: round(sts_spearman(model, tokenizer, rows), 2) for name, model in models.items()}
         for part, rows in (("validation", validation), ("test", test))
@@ -204,7 +205,7 @@ def main() -> None:
         "report_after_fit": report,
     }
     seen = {"sentences": len(learned), "sentences_seen": options.steps * options.batch}
-    write(options.output, results, seed=options.seed, threads=options.threads, **seen)
+    write(options.output, results, seed=options.seed, threads=options.threads, device=device_name(), **seen)
     print(json.dumps(found))
 
 
@@ -257,7 +258,9 @@ def train(
             "save_total_limit": 2,
             "logging_steps": min(50, options.eval_steps),
             "bf16": not options.fp32,
-            "use_cpu": not torch.cuda.is_available(),
+            "use_cpu": PLACE == "cpu",
+            # A GPU takes a batch faster than one process puts it together.
+            "dataloader_num_workers": 0 if PLACE == "cpu" else 3,
             "disable_tqdm": True,
             "seed": options.seed,
         },
@@ -282,7 +285,7 @@ def part_of_the_way(
     scores: dict[str, float] = {}
     best = fit
     for end in ("best", "now"):
-        model = load_compact(work / end)
+        model = load_compact(work / end).to(PLACE)
         for share in shares:
             part = blend(fit, model, share)
             value = round(sts_spearman(part, tokenizer, pairs), 2)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 import transformers
-from processor import prepare
+from processor import device_name, prepare
 from record import read_rows, write
 from transformers import AutoTokenizer
 
@@ -64,6 +64,7 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     arms = dict(arm.split("=", 1) for arm in options.arms)
     scores: dict[str, dict[str, list[float]]] = {arm: {task: [] for task in options.tasks} for arm in arms}
+    devices: dict[str, list[str]] = {arm: [] for arm in arms}
     shared = {name: getattr(options, name) for name in ("batch", "learning_rate", "max_length", "threads")}
     if options.hold_out:
         shared["hold_out"] = options.hold_out
@@ -81,10 +82,12 @@ def main() -> None:
                 if found["settings"] != settings:
                     sys.exit(f"{path} was made with {found['settings']}: take another folder for --work")
                 scores[arm][task].append(found["score"])
+                devices[arm] = sorted({*devices[arm], found["device"]})
     table = summary(scores)
     print("\n".join(lines(table)))
     if options.output:
-        write(options.output, {"summary": table, "scores": scores}, **shared, epochs=epochs, seeds=options.seeds)
+        found = {"summary": table, "scores": scores}
+        write(options.output, found, **shared, epochs=epochs, seeds=options.seeds, devices=devices)
 
 
 def run(folder: str, task: str, seed: int, settings: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
@@ -118,7 +121,8 @@ def run(folder: str, task: str, seed: int, settings: dict[str, Any], options: ar
     )
     kept = {"mrpc": ("f1", "accuracy"), "stsb": ("spearmanr",)}.get(task, tuple(metrics)[:1])
     score = 100 * statistics.fmean(metrics[name] for name in kept)
-    return {"score": round(score, 2), "metrics": metrics, "cpu_seconds": round(time.process_time() - started)}
+    seconds = round(time.process_time() - started)
+    return {"score": round(score, 2), "metrics": metrics, "cpu_seconds": seconds, "device": device_name()}
 
 
 def summary(scores: dict[str, dict[str, list[float]]]) -> dict[str, Any]:

@@ -13,3 +13,8 @@ def prepare(threads: int) -> None:
     torch.set_num_threads(threads)
     if not torch.cuda.is_available():
         torch.backends.cuda.enable_flash_sdp(False)  # Despite its name it holds for CPUs too.
+
+
+def device_name() -> str:
+    """Return what computes, for a record."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"

@@ -22,6 +22,7 @@ from transformers import (
 
 from ..modeling.errors import CompactConfigError
 from ..training.mean_loss import MeanLossTrainer
+from ..training.precision import trainable
 from .answers import AnswerTask
 from .classification import ClassificationTask
 from .data import Rows
@@ -68,6 +69,7 @@ def classify(
                 f"The model has {model.config.num_labels} labels, but {task.name} has {task.labels}: give `train` rows."
             )
         if train is not None:
+            model = trainable(model)
             task.name_labels(model.config)
         trainer = MeanLossTrainer(
             model=model,
@@ -97,6 +99,7 @@ def answer(
         arguments = training_arguments(scratch, seed, args)
         set_seed(seed)
         model = AutoModelForQuestionAnswering.from_pretrained(folder)
+        model = model if train is None else trainable(model)
         trainer = MeanLossTrainer(
             model=model,
             args=arguments,

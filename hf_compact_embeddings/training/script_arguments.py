@@ -19,6 +19,7 @@ from transformers import (
 from ..compression import compress
 from ..evaluation.data import Rows, read_rows
 from ..modeling.errors import CompactConfigError
+from .precision import trainable
 from .texts import read_texts
 
 
@@ -65,7 +66,7 @@ class ModelArguments:
         tokenizer = AutoTokenizer.from_pretrained(
             self.tokenizer_name or name, revision=revision, trust_remote_code=False
         )
-        model = auto_class.from_pretrained(name, revision=revision, **changes)
+        model = trainable(auto_class.from_pretrained(name, revision=revision, **changes))
         if self.compact_method is None and self.compact_ratio is None:
             if self.compact_options or self.compact_texts:
                 raise CompactConfigError("`--compact_options` and `--compact_texts` need a method or a ratio.")

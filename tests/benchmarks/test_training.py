@@ -145,12 +145,13 @@ def test_differences_are_taken_seed_by_seed() -> None:
 
 def test_runs_with_other_settings_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finetune_glue, "prepare", lambda threads: None)
-    monkeypatch.setattr(finetune_glue, "run", lambda folder, task, seed, *_: {"score": 50.0 + seed})
+    monkeypatch.setattr(finetune_glue, "run", lambda folder, task, seed, *_: {"score": 50.0 + seed, "device": "CPU"})
     words = f"--arms dense=one small=two --data {tmp_path} --sts {tmp_path} --work {tmp_path}/made --tasks rte"
     command = ["finetune_glue.py", *words.split(), "--output", str(tmp_path / "found.json"), "--seeds", "0", "1"]
     monkeypatch.setattr(sys, "argv", command)
     finetune_glue.main()
-    assert json.loads((tmp_path / "found.json").read_text())["results"]["scores"]["small"] == {"rte": [50.0, 51.0]}
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["results"]["scores"]["small"] == {"rte": [50.0, 51.0]} and found["devices"]["small"] == ["CPU"]
     other_model = [word.replace("small=two", "small=three") for word in command]
     for changed in ([*command, "--epochs", "9"], [*command, "--batch", "8"], other_model):
         monkeypatch.setattr(sys, "argv", changed)

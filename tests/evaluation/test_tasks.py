@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 from sklearn.metrics import f1_score, matthews_corrcoef
-from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.main import main
@@ -20,6 +20,7 @@ from hf_compact_embeddings.evaluation.classification import GLUE, find_task, tas
 from hf_compact_embeddings.evaluation.data import read_rows
 from hf_compact_embeddings.evaluation.metrics import compute, interval_95, squad_metrics
 from hf_compact_embeddings.evaluation.sentences import sentence_vectors
+from hf_compact_embeddings.training.script_arguments import ModelArguments
 
 from ..cases import compress_tiny, first_cases
 from ..tiny_models import tiny_model
@@ -82,6 +83,29 @@ def test_classification_is_trained_alike_once_for_each_seed() -> None:
     assert all(torch.equal(value, before[name]) for name, value in compact.state_dict().items())
     again = hce.evaluate(compact, seeds=(0, 1, 2), **options)
     assert again.metrics["accuracy"].compact == result.metrics["accuracy"].compact
+
+
+@pytest.mark.parametrize("task", ["glue/stsb", "squad"])
+def test_a_float16_model_is_trained_in_float32(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, compact = compress_tiny("bert", CASE)
+    rows = questions(8) if task == "squad" else pairs(24)
+    trained: list[set[torch.dtype]] = []
+
+    def train(self: Trainer) -> None:
+        trained.append({parameter.dtype for parameter in self.model.parameters()})
+
+    monkeypatch.setattr(Trainer, "train", train)
+    hce.evaluate(compact.half(), task=task, tokenizer=tiny_tokenizer(), data=rows, train=rows, args=FAST)
+    assert trained == [{torch.float32}]
+
+
+def test_scripts_train_a_float16_model_in_float32(tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", CASE)
+    compact.half().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, _ = ModelArguments(model_name_or_path=str(tmp_path)).load(AutoModelForMaskedLM)
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path).dtype == torch.float16
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_what_labels_were_called_before_does_not_matter_to_a_model_that_is_trained() -> None:
