@@ -61,10 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """Load, train, save."""
     # Trainer takes seconds to import, which no other verb needs.
-    import torch
     from accelerate import PartialState
 
     from ..training.calibration import calibrate
+    from ..training.precision import trainable
     from ..training.texts import read_texts
 
     require_free_folder(options.output)
@@ -87,8 +87,7 @@ def run(options: argparse.Namespace) -> Outcome:
         compact = load_compact(options.model)
         dtype = compact.dtype
         compact = calibrate(
-            # Half precision is for use, not for training.
-            compact.float() if dtype == torch.float16 else compact,
+            trainable(compact),
             teacher=options.teacher,
             texts=read_texts(
                 options.texts,

@@ -16,5 +16,4 @@ def trainable(model: ModelType) -> ModelType:
     Its squared gradients are below what float16 holds, and Trainer's `fp16` wants float32 weights too. bfloat16 has
     float32's range, and stays.
     """
-    halves = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    return model.float() if halves else model
+    return model.float() if model.dtype == torch.float16 else model
