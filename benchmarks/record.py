@@ -20,7 +20,7 @@ def command() -> str:
 
 def _without_place(word: str) -> str:
     """Shorten a path, also one behind a name as in NAME=PATH."""
-    name, equals, path = word.rpartition("=")
+    name, equals, path = ("", "", word) if word.startswith("/") else word.partition("=")
     return name + equals + ("/".join(Path(path).parts[-2:]) if path.startswith("/") else path)
 
 

@@ -21,9 +21,11 @@ import record  # noqa: E402
 
 
 def test_a_command_does_not_say_where_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    words = ["--arms", "dense=/far/away/models/mini", "a=b/c", "--texts", "/far/away/text.txt", "--set", "f=8"]
-    monkeypatch.setattr(sys, "argv", ["/somewhere/run.py", *words])
-    expected = "python benchmarks/run.py --arms dense=models/mini a=b/c --texts away/text.txt --set f=8"
+    words = ["--arms", "dense=/far/away/models/mini", "a=b/c", "b=/far/models/f=8", "--texts", "/far/away/text.txt"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/run.py", *words, "/far/away/f=8", "--set", "f=8"])
+    expected = (
+        "python benchmarks/run.py --arms dense=models/mini a=b/c b=models/f=8 --texts away/text.txt away/f=8 --set f=8"
+    )
     assert record.command() == expected
 
 
