@@ -259,7 +259,7 @@ def train(
             "logging_steps": min(50, options.eval_steps),
             "bf16": not options.fp32,
             "use_cpu": PLACE == "cpu",
-            # A GPU takes a batch faster than one process puts it together.
+            # Batches are put together while the GPU works.
             "dataloader_num_workers": 0 if PLACE == "cpu" else 3,
             "disable_tqdm": True,
             "seed": options.seed,
