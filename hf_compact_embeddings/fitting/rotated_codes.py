@@ -10,13 +10,17 @@ from transformers.utils import logging
 
 from ..modeling.tiered import basis_entries
 from . import trellis
-from .clusters import Clusters, find_clusters
-from .principal_axes import PrincipalAxes, mean_row, principal_axes, rows_by_cost
+from .clusters import Clusters, find_clusters, price_names
+from .principal_axes import PrincipalAxes, mean_row, principal_axes, row_costs
 from .tiers import TierPlan, plan_tiers, row_statistics
 
 logger = logging.get_logger(__name__)
 
 _CHUNK = 8192
+# What a bit costs depends on the clusters, and they on it.
+_ROUNDS_OF_CLUSTERS = 2
+# At the full price rows that were hardly counted would lose their names, which other texts would miss.
+_SHARE_OF_PRICE = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +29,14 @@ class ClusterCodes:
 
     Attributes:
         of_row: the cluster of each row (V,).
+        name_lengths: bits of the name of each cluster (K,), rising.
         codes: of each centre (K, bytes), uint8.
         gains: of the centres on each axis (r,).
         rows: the centres as they are read (K, D).
     """
 
     of_row: Tensor
+    name_lengths: tuple[int, ...]
     codes: Tensor
     gains: Tensor
     rows: Tensor
@@ -128,7 +134,7 @@ def fit_rotated_codes(
         axis_weights: how much each row counts for the axes, means and gains (V,); default: as `weights`.
         metric: what an error costs, as a positive semi-definite matrix (D, D); default: plain distance.
         tiers: at most this many groups of rows with rates of their own.
-        clusters: this many centres that rows share.
+        clusters: at most this many centres that rows share.
         max_window_bits: log2 of the trellis states that long rows use.
         float_bytes: bytes of a stored gain or mean.
         only: sorted ids of the rows to code (n,), as part of the whole table's plan; the result then holds these rows
@@ -139,7 +145,12 @@ def fit_rotated_codes(
     axis_weights = weights if axis_weights is None else axis_weights
     axes = principal_axes(table, axis_weights, metric)
     found = find_clusters(table, axes, clusters, seed) if clusters else None
-    order, plan = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
+    for _ in range(_ROUNDS_OF_CLUSTERS):
+        if found is None:
+            break
+        _, plan, worth = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
+        found = price_names(found, table, axes, worth, _SHARE_OF_PRICE * plan.price)
+    order, plan, _ = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
     rank = len(plan.basis_bits)
     basis_codes, basis_gains = encode_basis(axes.basis[:rank], plan.basis_bits)
     basis = decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1])
@@ -185,13 +196,21 @@ def _plan(
     max_bytes: int,
     tiers: int,
     float_bytes: int,
-) -> tuple[Tensor, TierPlan]:
-    """Return the rows (V,), the costliest first, and where bits go: both by how far rows are from their centres."""
+) -> tuple[Tensor, TierPlan, Tensor]:
+    """Return the rows (V,), the costliest first, and where bits go: both by how far rows are from their centres.
+
+    Beside it, what an error of each row's centre costs (V,): rows with bits of their own make up for it with a few more
+    of them, and so all weigh as the first row without.
+    """
     rest = table if clusters is None else table - (clusters.points @ axes.basis).to(table)[clusters.of_row]
-    order = rows_by_cost(rest, weights, axes)
+    costs = row_costs(rest, weights, axes)
+    order = costs.argsort(descending=True, stable=True)
     statistics = row_statistics(rest, weights, order, axes.mean, axes.project)
     centres = None if clusters is None else clusters.statistics(weights)
-    return order, plan_tiers(statistics, max_bytes, tiers, float_bytes, centres)
+    plan = plan_tiers(statistics, max_bytes, tiers, float_bytes, centres)
+    served = sum(rows for rows, bits in zip(plan.sizes, plan.bits, strict=True) if any(bits))
+    most = costs[order[min(served, len(order) - 1)]]
+    return order, plan, weights * (most / costs.clamp(min=1e-300)).clamp(max=1.0)
 
 
 def _encode_centres(
@@ -214,7 +233,7 @@ def _encode_centres(
     read = torch.zeros(len(centres), len(bits))
     if order:
         read[:, order] = trellis.decode(codes, counts, window)
-    return ClusterCodes(clusters.of_row, codes, gains, (read * gains) @ basis)
+    return ClusterCodes(clusters.of_row, clusters.name_lengths(), codes, gains, (read * gains) @ basis)
 
 
 def _encode_tier(

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..modeling.errors import CompactConfigError
+from ..modeling.prefix_codes import named_bytes
 from ..modeling.tiered import basis_entries
+from .name_lengths import name_lengths
 from .trellis import MAX_BITS, MIN_WINDOW_BITS, expected_distortion
 
 _BINS = 20
@@ -32,6 +34,8 @@ class TierPlan:
         distortion: expected weighted error, relative to that of coding nothing.
         clusters: how many centres there are.
         cluster_bits: of a centre on each axis (r,).
+        cluster_tag_bytes: of the names of all rows' clusters.
+        price: what a bit costs, in weighted squared error.
     """
 
     sizes: tuple[int, ...]
@@ -41,6 +45,8 @@ class TierPlan:
     distortion: float
     clusters: int = 0
     cluster_bits: tuple[int, ...] = ()
+    cluster_tag_bytes: int = 0
+    price: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +56,12 @@ class CentreStatistics:
     Attributes:
         count: K.
         second: weighted squared coordinates of the rows' centres, summed over the rows (D,).
+        tag_bytes: of the names of all rows' clusters.
     """
 
     count: int
     second: Tensor
+    tag_bytes: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +145,10 @@ def plan_tiers(
         raise CompactConfigError(
             f"a budget of {max_bytes:,} bytes is too small for {tiers} tier(s): the smallest plan takes {smallest:,}."
         )
-    return _fill(best, max_bytes)
+    filled = _fill(best, max_bytes)
+    dim = statistics.second.shape[1]
+    # No names are shorter than those of the rows as they lie now.
+    return dataclasses.replace(filled, num_bytes=count_bytes(filled, dim, float_bytes))
 
 
 class _Groups:
@@ -161,6 +172,7 @@ class _Groups:
         total = (statistics.second[-1] - statistics.first[-1].square() / statistics.mass[-1]).sum()
         # Like one more tier, of few rows that each stand for many.
         self.clusters = 0 if centres is None else centres.count
+        self.cluster_tag_bytes = 0 if centres is None else centres.tag_bytes
         self.centres = torch.zeros(1, within.shape[1]).double() if centres is None else centres.second[None]
         total = total + self.centres.sum()
         self.total = max(float(total), 1e-300)
@@ -198,6 +210,8 @@ class _Groups:
             / self.total,
             clusters=self.clusters,
             cluster_bits=tuple(centre_bits[:axes].tolist()) if self.clusters else (),
+            cluster_tag_bytes=self.cluster_tag_bytes,
+            price=price,
         )
         return dataclasses.replace(plan, num_bytes=count_bytes(plan, dim, self.float_bytes))
 
@@ -227,9 +241,8 @@ class _Groups:
 
 def count_bytes(plan: TierPlan, dim: int, float_bytes: int) -> int:
     """Return everything that a plan stores: see `TierPlan.num_bytes`."""
-    rows = sum(plan.sizes)
     codes = sum(size * sum(bits) // 8 for size, bits in zip(plan.sizes, plan.bits, strict=True))
-    tags = -(-rows * (len(plan.sizes) - 1).bit_length() // 8)
+    tags = named_bytes(plan.sizes, lengths) if (lengths := name_lengths(plan.sizes)) else 0
     # Of each tier on each axis, and of each axis.
     gains = float_bytes * len(plan.basis_bits) * (len(plan.sizes) + 1)
     tables = len(plan.basis_bits) * (len(plan.sizes) + 1)
@@ -237,7 +250,7 @@ def count_bytes(plan: TierPlan, dim: int, float_bytes: int) -> int:
     clusters = 0
     if plan.clusters:
         clusters = plan.clusters * sum(plan.cluster_bits) // 8 + (float_bytes + 1) * len(plan.basis_bits)
-        clusters += -(-rows * (plan.clusters - 1).bit_length() // 8)
+        clusters += plan.cluster_tag_bytes
     return codes + tags + gains + tables + basis + clusters + float_bytes * dim * len(plan.sizes)
 
 
@@ -273,13 +286,12 @@ def _whole_bytes(bits: Tensor, variances: Tensor, left: Tensor) -> Tensor:
 
 def _fill(plan: TierPlan, max_bytes: int) -> TierPlan:
     """Spend what is left of the budget by moving rows to the tier before theirs."""
-    sizes = list(plan.sizes)
-    spare = max_bytes - plan.num_bytes
-    spent = 0
+    sizes, names = list(plan.sizes), name_lengths(plan.sizes)
+    spare = 8 * (max_bytes - plan.num_bytes)
     for tier in range(len(sizes) - 1):
-        step = (sum(plan.bits[tier]) - sum(plan.bits[tier + 1])) // 8
+        step = sum(plan.bits[tier]) - sum(plan.bits[tier + 1]) + names[tier] - names[tier + 1]
         if step > 0:
-            moved = min(sizes[tier + 1] - 1, (spare - spent) // step)
+            moved = min(sizes[tier + 1] - 1, spare // step)
             sizes[tier], sizes[tier + 1] = sizes[tier] + moved, sizes[tier + 1] - moved
-            spent += moved * step
-    return dataclasses.replace(plan, sizes=tuple(sizes), num_bytes=plan.num_bytes + spent)
+            spare -= moved * step
+    return dataclasses.replace(plan, sizes=tuple(sizes))

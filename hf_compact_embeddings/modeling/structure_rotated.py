@@ -14,11 +14,12 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from .codes import bits_for, is_traced, pack_codes, packed_width, unpack_codes
+from .codes import bits_for, is_traced, packed_width
 from .decoded_scores import decoded_scores
-from .errors import CheckpointError
+from .errors import CheckpointError, config_error
+from .prefix_codes import named_bytes
 from .structure import register_structure
-from .tiered import TieredConfig, TieredEmbedding, stored_table
+from .tiered import TieredConfig, TieredEmbedding, pack_tags, stored_table, unpack_tags
 from .trellis_codes import MAX_BITS, MAX_WINDOW_BITS, MIN_WINDOW_BITS, decode, window_bits_for
 
 
@@ -30,8 +31,8 @@ class RotatedConfig(TieredConfig):
         max_bytes: the bytes to spend; rows kept exactly come on top.
         bits_per_weight: the same, as bits for each value of the table.
         tiers: at most this many groups of rows with rates of their own.
-        clusters: this many centres, of which each row names one; 0: none. The fit takes no more than a quarter of the
-            rows.
+        clusters: at most this many centres, of which each row names one; 0: none. The fit takes no more than a quarter
+            of the rows, and drops those that are not worth their bytes.
         max_window_bits: log2 of the states of the trellis; each more costs twice the time to fit.
         basis: "coded" stores the axes as trellis codes too, and trains only their lengths; "float16" stores
             them as they are, and trains them.
@@ -40,11 +41,14 @@ class RotatedConfig(TieredConfig):
         axis_power: the same for axes, means and gains; None: 0.75, or 1.0 with such a head.
         metric: what an error costs: "plain", its squared length; "sensitivity", how far it moves what the model gives
             over `texts`: the scores of a head that is tied to the table, or else the states.
-        tier_rows: rows in each tier. Set by the fit, as are the next four.
+        tier_rows: rows in each tier. Set by the fit, as is all that follows.
+        tier_tag_lengths: bits of the name of each tier; empty: all have the same.
         tier_bytes: bytes of a row in each tier.
         rank: axes that have bits in some tier.
         basis_bytes: bytes of all coded axes.
         cluster_bytes: bytes of a centre.
+        cluster_tag_lengths: how many clusters have a name of 1 bit, of 2 bits and so on; empty: all have the same bits.
+        cluster_tag_bytes: bytes of the names of all rows' clusters, where names differ in length.
     """
 
     method: ClassVar[str] = "rotated"
@@ -53,12 +57,17 @@ class RotatedConfig(TieredConfig):
     max_window_bits: int = 12
     tier_bytes: tuple[int, ...] = ()
     cluster_bytes: int = 0
+    cluster_tag_lengths: tuple[int, ...] = ()
+    cluster_tag_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Check the fields."""
         super().__post_init__()
         self.require_integer("max_window_bits", MIN_WINDOW_BITS, MAX_WINDOW_BITS)
         self.require_integer("clusters", 0, 1 << 16)
+        if not all(isinstance(count, int) and 0 <= count <= self.clusters for count in self.cluster_tag_lengths):
+            raise config_error("cluster_tag_lengths", self.cluster_tag_lengths, "it must be numbers of clusters")
+        self.require_names("cluster_tag_lengths", self.cluster_name_lengths(), self.clusters)
 
     def row_bytes(self) -> tuple[int, ...]:
         """Return the bytes of a row's code in each tier."""
@@ -84,7 +93,13 @@ class RotatedConfig(TieredConfig):
             basis_bytes=self.random_basis_bytes(rank, embedding_dim),
             clusters=clusters,
             cluster_bytes=row_bytes if clusters else 0,
+            cluster_tag_bytes=0,
         )
+
+    def cluster_name_lengths(self) -> tuple[int, ...]:
+        """Return the bits of each cluster's name."""
+        counts = enumerate(self.cluster_tag_lengths, start=1)
+        return tuple(length for length, count in counts for _ in range(count))
 
     def most_clusters(self, rows: int) -> int:
         """Return how many clusters a table of so many rows has: fewer rows have fewer to share."""
@@ -93,7 +108,7 @@ class RotatedConfig(TieredConfig):
 
     @staticmethod
     def tag_bytes(clusters: int, rows: int) -> int:
-        """Return the bytes of the names of all rows' clusters."""
+        """Return the bytes of the names of all rows' clusters, where all names are of one length."""
         return packed_width(rows, bits_for(clusters)) if clusters else 0
 
     @classmethod
@@ -157,7 +172,7 @@ class RotatedEmbedding(TieredEmbedding):
         self.register_buffer("axis_bits", stored_table(True, *shape))
         self.gains = nn.Parameter(torch.empty(shape))
         clusters, rank = self.config.clusters, self.config.rank
-        tags = self.config.tag_bytes(clusters, self.coded_rows)
+        tags = self.config.cluster_tag_bytes or self.config.tag_bytes(clusters, self.coded_rows)
         self.register_buffer("cluster_tags", stored_table(clusters > 0, tags))
         self.register_buffer("cluster_codes", stored_table(clusters > 0, clusters, self.config.cluster_bytes))
         self.register_buffer("cluster_bits", stored_table(clusters > 0, rank))
@@ -186,7 +201,7 @@ class RotatedEmbedding(TieredEmbedding):
 
     def _read_clusters(self) -> Tensor:
         assert self.cluster_tags is not None
-        return unpack_codes(self.cluster_tags, self.coded_rows, bits_for(self.config.clusters))
+        return unpack_tags(self.cluster_tags, self.coded_rows, self.config.clusters, self.config.cluster_name_lengths())
 
     def centres(self) -> Tensor:
         """Return the coordinates (K, r) of the centres."""
@@ -271,13 +286,15 @@ class RotatedEmbedding(TieredEmbedding):
         self.cluster_gains.copy_(gains)
 
     def _packed_clusters(self, of_rows: Tensor) -> Tensor:
-        return pack_codes(of_rows.long().unsqueeze(0), bits_for(self.config.clusters)).squeeze(0)
+        return pack_tags(of_rows.long(), self.config.clusters, self.config.cluster_name_lengths())
 
     @torch.no_grad()
     def keep_rows(self, count: int) -> None:
         """Drop the names of the last rows' clusters too."""
         if self.cluster_tags is not None:
             self.cluster_tags = self._packed_clusters(self.cluster_of_rows()[:count])
+            if self.config.cluster_tag_lengths:
+                self.config = dataclasses.replace(self.config, cluster_tag_bytes=len(self.cluster_tags))
         super().keep_rows(count)
 
     @torch.no_grad()
@@ -309,3 +326,7 @@ class RotatedEmbedding(TieredEmbedding):
             raise CheckpointError(f"`cluster_bits` does not add up to the `cluster_bytes` {self.config.cluster_bytes}.")
         if int(self.cluster_of_rows().max()) >= self.config.clusters:
             raise CheckpointError(f"`cluster_tags` names clusters beyond the {self.config.clusters} that there are.")
+        if lengths := self.config.cluster_name_lengths():
+            named = torch.bincount(self.cluster_of_rows(), minlength=self.config.clusters).tolist()
+            if named_bytes(named, lengths) != self.config.cluster_tag_bytes:
+                raise CheckpointError("`cluster_tags` ends before or after the name of the last row's cluster.")

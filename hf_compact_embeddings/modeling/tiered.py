@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .codes import bits_for, is_traced, pack_codes, packed_width, unpack_codes
 from .configuration import StructureConfig
 from .errors import CheckpointError, CompactConfigError
+from .prefix_codes import is_complete, named_bytes, pack_names, unpack_names
 from .structure import CompactEmbedding
 from .trellis_codes import MIN_WINDOW_BITS, decode, window_bits_for
 
@@ -38,6 +39,7 @@ class TieredConfig(StructureConfig):
     axis_power: float | None = None
     metric: str = "plain"
     tier_rows: tuple[int, ...] = ()
+    tier_tag_lengths: tuple[int, ...] = ()
     rank: int | None = None
     basis_bytes: int = 0
 
@@ -63,6 +65,12 @@ class TieredConfig(StructureConfig):
             # JSON gives lists back.
             if isinstance(getattr(self, field.name), list):
                 object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
+        self.require_names("tier_tag_lengths", self.tier_tag_lengths, len(self.tier_rows))
+
+    def require_names(self, field: str, lengths: tuple[int, ...], kinds: int) -> None:
+        """Raise unless names of these lengths tell so many kinds apart; none at all say that they are equally long."""
+        if lengths and not (len(lengths) == kinds and is_complete(lengths)):
+            raise CompactConfigError(f"`{field}` is {getattr(self, field)}, which are no names for {kinds}.")
 
     def budget(self, num_embeddings: int, embedding_dim: int) -> int:
         """Return the bytes to spend on a table (V, D)."""
@@ -128,7 +136,7 @@ class TieredEmbedding(CompactEmbedding):
         code_bytes = sum(rows * size for rows, size in zip(config.tier_rows, config.row_bytes(), strict=True))
         # One after the other, tier by tier: rows of a tier have the same length.
         self.register_buffer("codes", stored_table(True, code_bytes))
-        self.register_buffer("tier_tags", stored_table(tiers > 1, packed_width(self.coded_rows, bits_for(tiers))))
+        self.register_buffer("tier_tags", stored_table(tiers > 1, self._tier_tag_bytes()))
         self.register_buffer("basis_codes", stored_table(coded, config.basis_bytes))
         self.register_buffer("basis_bits", stored_table(coded, rank))
         self.means = nn.Parameter(torch.empty(tiers, embedding_dim))
@@ -186,12 +194,16 @@ class TieredEmbedding(CompactEmbedding):
         if self.tier_tags is None:
             tags = torch.zeros(self.coded_rows, dtype=torch.int64, device=device)
         else:
-            tags = unpack_codes(self.tier_tags, self.coded_rows, bits_for(tiers))
+            tags = unpack_tags(self.tier_tags, self.coded_rows, tiers, self.config.tier_tag_lengths)
         slots = torch.zeros_like(tags)
         for tier in range(tiers):
             mine = tags == tier
             slots[mine] = torch.arange(int(mine.sum()), device=device)
         return RowPlaces(tags, slots)
+
+    def _tier_tag_bytes(self) -> int:
+        rows, lengths = self.config.tier_rows, self.config.tier_tag_lengths
+        return named_bytes(rows, lengths) if lengths else packed_width(self.coded_rows, bits_for(len(rows)))
 
     def tier_codes(self, tier: int) -> Tensor:
         """Return the codes (n, bytes) of a tier's rows."""
@@ -204,7 +216,7 @@ class TieredEmbedding(CompactEmbedding):
         """Store the tier of each row (V,) and the codes (n, bytes) of each tier."""
         self.codes.copy_(torch.cat([part.flatten() for part in codes]))
         if self.tier_tags is not None:
-            self.tier_tags.copy_(pack_codes(tags.long().unsqueeze(0), bits_for(len(codes))).squeeze(0))
+            self.tier_tags.copy_(pack_tags(tags.long(), len(codes), self.config.tier_tag_lengths))
 
     @torch.no_grad()
     def keep_rows(self, count: int) -> None:
@@ -214,7 +226,7 @@ class TieredEmbedding(CompactEmbedding):
         codes = [self.tier_codes(tier)[:rows].clone() for tier, rows in enumerate(kept)]
         self.codes = torch.cat([part.flatten() for part in codes])
         if self.tier_tags is not None:
-            self.tier_tags = pack_codes(tags.unsqueeze(0), bits_for(len(kept))).squeeze(0)
+            self.tier_tags = pack_tags(tags, len(kept), self.config.tier_tag_lengths)
         self.config = dataclasses.replace(self.config, tier_rows=tuple(kept), coded_rows=count)
         self.read_tables()
 
@@ -293,6 +305,18 @@ class TieredEmbedding(CompactEmbedding):
 def stored_table(present: bool, *shape: int) -> Tensor | None:
     """Return bytes to fill, or None where a structure has no such table."""
     return torch.zeros(shape, dtype=torch.uint8) if present else None
+
+
+def pack_tags(values: Tensor, kinds: int, lengths: tuple[int, ...]) -> Tensor:
+    """Write of which kind each row is (V,), in names of these lengths; where none are given, all are equally long."""
+    if lengths:
+        return pack_names(values, lengths)
+    return pack_codes(values.unsqueeze(0), bits_for(kinds)).squeeze(0)
+
+
+def unpack_tags(packed: Tensor, rows: int, kinds: int, lengths: tuple[int, ...]) -> Tensor:
+    """Read what `pack_tags` wrote (V,), int64."""
+    return unpack_names(packed, rows, lengths) if lengths else unpack_codes(packed, rows, bits_for(kinds))
 
 
 def _state_of(tables: tuple[Tensor | None, ...]) -> list[object]:

@@ -166,9 +166,31 @@ def test_codes_beyond_the_tables(tmp_path: Path) -> None:
     assert_refused(tmp_path, auto_class=AutoModel, device_map="cpu")
 
 
-def test_clusters_beyond_the_centres(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["tier_tag_lengths", "cluster_tag_lengths"])
+@pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [0, 1, 1], [70, 70], [2, 2, 2], "ab"], ids=str)
+def test_names_that_cannot_be_told_apart(field: str, lengths: Any, tmp_path: Path) -> None:
     compact = hce.compress(tiny_model("bert"), hce.RotatedConfig(bits_per_weight=6.0, clusters=13))
     compact.save_pretrained(tmp_path)
+    assert_refused(change_structure(tmp_path, **{field: lengths}), field)
+
+
+def test_names_of_clusters_that_do_not_add_up(tmp_path: Path) -> None:
+    dense = tiny_model("bert")
+    rows = dense.get_input_embeddings().weight
+    with torch.no_grad():
+        # Most rows are alike, so that their cluster has a short name.
+        rows[: len(rows) // 2] = rows[0] + 1e-3 * rows[: len(rows) // 2]
+    compact = hce.compress(dense, hce.RotatedConfig(bits_per_weight=6.0, clusters=13))
+    compact.save_pretrained(tmp_path)
+    AutoModelForMaskedLM.from_pretrained(tmp_path)
+    change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_tags"].fill_(0))
+    assert_refused(tmp_path, "`cluster_tags`", "last row's cluster")
+
+
+def test_clusters_beyond_the_centres(tmp_path: Path) -> None:
+    # A random start names its clusters in as many bits each.
+    config = hce.RotatedConfig(init="random", bits_per_weight=6.0, clusters=13)
+    hce.compress(tiny_model("bert"), config).save_pretrained(tmp_path)
     AutoModelForMaskedLM.from_pretrained(tmp_path)
     bits = load_file(tmp_path / WEIGHTS)[f"{TABLE}cluster_bits"]
     change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_bits"].copy_(bits.flip(0) // 2))
