@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
-from .exact_rows import always_exact
+from .exact_rows import always_exact, exact_rows
 from .fitting import FitSource, fit_structure, predictor_of
 from .fitting.spectrum import covariance, gap_db, shannon_bound
 from .modeling.architectures import find_input_table
@@ -85,11 +85,15 @@ def plan(
     weight = source.table
     rows, width = weight.shape
     budget = budget_in_bytes(weight, ratio, max_bytes, bits_per_weight)
-    private = max(private_rows, len(always_exact(table, tokenizer)))
-    configs = _candidates(rows, width, budget, private)
+    always = always_exact(table, tokenizer)
+    configs = _candidates(rows, width, budget, max(private_rows, len(always)))
     if tied is None:
         tied = table.scores
-    sample = _Sample(weight, source.counts, bool(tied), seed)
+    # Which rows are the most frequent only counts tell.
+    private_ids = torch.tensor(sorted(always), dtype=torch.int64)
+    if source.counts is not None:
+        private_ids = exact_rows(configs[0], table, tokenizer, source.counts)
+    sample = _Sample(weight, source.counts, private_ids, bool(tied), seed)
     plans = []
     for config in tqdm(configs, desc="Planning", unit="candidate", leave=False, delay=1.0):
         size, error = sample.predict(config)
@@ -173,15 +177,16 @@ class _Sample:
     others are drawn at random, and each stands for several.
     """
 
-    def __init__(self, table: Tensor, counts: Tensor | None, tied: bool, seed: int) -> None:
+    def __init__(self, table: Tensor, counts: Tensor | None, private_ids: Tensor, tied: bool, seed: int) -> None:
         self.rows = len(table)
         self.seed = seed
         weights = FitSource(table, counts=counts).row_weights(1.0)
         weights = torch.ones(self.rows) if weights is None else weights
         mean, spread = covariance(table, weights)
         self.eigenvalues = torch.linalg.eigvalsh(spread)
-        self.source = FitSource(table, counts=counts, seed=seed, tied=tied)
+        self.source = FitSource(table, counts=counts, private_ids=private_ids, seed=seed, tied=tied)
         self.ids, self.multiplicity = _draw(weights if counts is not None else None, self.rows, seed)
+        self.exact = torch.isin(self.ids, private_ids)
         self.table = table[self.ids].float()
         self.counts = None if counts is None else counts[self.ids]
         self.weights = weights[self.ids].double()
@@ -225,9 +230,9 @@ class _Sample:
         return self._relative_error(fit_structure(config.for_rows(size), source).dense())
 
     def _relative_error(self, decoded: Tensor) -> float:
-        """Compare decoded rows with the first rows of the sample."""
+        """Compare decoded rows with the first rows of the sample; those that are kept exactly have no error."""
         size = len(decoded)
-        error = (decoded.double() - self.table[:size].double()).square().sum(1)
+        error = (decoded.double() - self.table[:size].double()).square().sum(1).masked_fill(self.exact[:size], 0.0)
         weights = self.weights[:size] * self.multiplicity[:size]
         return float((weights * error).sum() / (weights * self.energy[:size]).sum())
 
