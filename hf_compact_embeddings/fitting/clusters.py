@@ -22,6 +22,8 @@ _AXES = 64
 _ITERATIONS = 20
 _ROUNDS = 12
 _CHUNK = 8192
+# Of rows to centres: 2^22 float32 values are 16 MB.
+_DISTANCES_PER_CHUNK = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +87,10 @@ def price_names(
         centres, named = centres[kept], named[kept]
         costs = (named.sum() / named).log2() * price
         half_norms = centres.square().sum(1) / 2
+        step = max(1, _DISTANCES_PER_CHUNK // len(centres))
         chosen = [
             (weight[:, None] * 2 * (half_norms - rows @ centres.T) + costs).argmin(1)
-            for rows, weight in zip(points.split(_CHUNK), weights.split(_CHUNK), strict=True)
+            for rows, weight in zip(points.split(step), weights.split(step), strict=True)
         ]
         before, of_row = of_row, torch.cat(chosen)
         mass = torch.zeros(len(centres)).index_add(0, of_row, weights)

@@ -145,12 +145,11 @@ def fit_rotated_codes(
     axis_weights = weights if axis_weights is None else axis_weights
     axes = principal_axes(table, axis_weights, metric)
     found = find_clusters(table, axes, clusters, seed) if clusters else None
+    order, plan, worth = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
     for _ in range(_ROUNDS_OF_CLUSTERS):
-        if found is None:
-            break
-        _, plan, worth = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
-        found = price_names(found, table, axes, worth, _SHARE_OF_PRICE * plan.price)
-    order, plan, _ = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
+        if found is not None:
+            found = price_names(found, table, axes, worth, _SHARE_OF_PRICE * plan.price)
+            order, plan, worth = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
     rank = len(plan.basis_bits)
     basis_codes, basis_gains = encode_basis(axes.basis[:rank], plan.basis_bits)
     basis = decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1])

@@ -157,6 +157,7 @@ def test_a_random_start_is_as_wide_as_a_dense_one(clusters: int):
 
 
 def test_a_small_table_has_few_clusters_or_none():
+    assert RotatedConfig(clusters=256).most_clusters(60) == 15
     for rows, most in ((60, 15), (7, 0)):
         source = FitSource(clustered_table(rows=rows))
         structure = fit_structure(RotatedConfig(bits_per_weight=16.0, clusters=256), source)
