@@ -175,6 +175,14 @@ def test_room_is_left_for_rows_that_are_kept(table: Tensor) -> None:
         assert full_fit(model, found, None)[0] == found.bytes <= TABLE_BYTES / 16
 
 
+def test_rows_that_are_kept_have_no_error(table: Tensor) -> None:
+    model = model_with(table)
+    # Three rows that weigh as much as all the others.
+    counts = torch.ones(ROWS).index_fill(0, torch.tensor([3, 5, 7]), ROWS / 3)
+    for found in hce.plan(model, ratio=16, token_counts=counts, private_rows=3):
+        assert found.predicted_error == pytest.approx(full_fit(model, found, counts)[1], rel=0.2)
+
+
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
