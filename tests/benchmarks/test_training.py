@@ -96,6 +96,13 @@ def test_a_calibration_of_a_tiny_model(tmp_path: Path, tiny: str, monkeypatch: p
         for name in ("made/fit", "made/now", "further/now")
     )
     assert torch.allclose(further, ended, atol=1e-7) and not torch.allclose(further, fit, atol=1e-7)
+    # Or beneath a new table, which the same layers stay above.
+    anew = replaced.replace("/further", "/anew").replace("num_subspaces=4", "num_subspaces=2") + " --fit-anew"
+    monkeypatch.setattr(sys, "argv", ["calibrate_minilm.py", *anew.split()])
+    calibrate_minilm.main()
+    model = AutoModel.from_pretrained(tmp_path / "anew" / "now")
+    assert torch.allclose(model.encoder.layer[0].output.dense.weight, ended, atol=1e-7)
+    assert model.get_input_embeddings().config.num_subspaces == 2
 
 
 def test_methods_are_calibrated_alike(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
