@@ -24,6 +24,7 @@ from transformers.utils import logging
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
+from hf_compact_embeddings.training.processes import leave_process_group
 from hf_compact_embeddings.training.token_manipulation import (
     DataCollatorForTokenManipulation,
     encoder_of,
@@ -132,3 +133,4 @@ def packed(batch: dict[str, list[str]], tokenizer: Any, column: str, length: int
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

@@ -24,6 +24,7 @@ from transformers import (
 import hf_compact_embeddings  # noqa: F401
 from hf_compact_embeddings.evaluation.data import require_columns
 from hf_compact_embeddings.evaluation.perplexity import stream_pieces
+from hf_compact_embeddings.training.processes import leave_process_group
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 
@@ -70,3 +71,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

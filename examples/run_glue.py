@@ -31,6 +31,7 @@ from hf_compact_embeddings import CompactConfigError
 from hf_compact_embeddings.evaluation.classification import ClassificationTask, find_task, task_of_rows
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
 from hf_compact_embeddings.training.predictions import predict_labels
+from hf_compact_embeddings.training.processes import leave_process_group
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 
@@ -96,3 +97,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

@@ -23,6 +23,7 @@ from hf_compact_embeddings.evaluation.answers import AnswerTask
 from hf_compact_embeddings.evaluation.finetuning import span_scores
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
 from hf_compact_embeddings.training.predictions import write_answers
+from hf_compact_embeddings.training.processes import leave_process_group
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 
@@ -65,3 +66,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

@@ -22,6 +22,7 @@ from hf_compact_embeddings.evaluation.sts import sts_spearman
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 from hf_compact_embeddings.training.losses import pool
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
+from hf_compact_embeddings.training.processes import leave_process_group
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 _COLUMNS = ("sentence1", "sentence2", "score")
@@ -108,3 +109,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

@@ -25,6 +25,7 @@ from hf_compact_embeddings import CompactConfigError
 from hf_compact_embeddings.evaluation.classification import XNLI
 from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
 from hf_compact_embeddings.training.predictions import predict_labels
+from hf_compact_embeddings.training.processes import leave_process_group
 from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 
@@ -83,3 +84,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave_process_group()

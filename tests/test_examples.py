@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +13,15 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 import hf_compact_embeddings as hce
 
 from .cases import first_cases
+from .launching import launch, run, run_together
 from .tiny_models import tiny_model
 from .tools import REPOSITORY, tiny_texts, tiny_tokenizer
 
 EXAMPLES = REPOSITORY / "examples"
+GLUE, STS = EXAMPLES / "run_glue.py", EXAMPLES / "run_sts.py"
 CASE = first_cases("project", "dense")[0]
 TRAINING = ["--do_train", "--do_eval", "--max_steps", "2", "--per_device_train_batch_size", "4", "--use_cpu"]
 COMPACT = ["--compact_method", CASE.method, "--compact_options", *(f"{k}={v}" for k, v in CASE.options.items())]
-
-
-def launch(script: str, *words: Any, home: Path, rank: int | None = None, port: int = 0) -> subprocess.Popen:
-    """Start a script; with a rank as one of two processes."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment |= {"PYTHONPATH": str(REPOSITORY), "HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable]
-    if rank is not None:
-        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        command += ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "2", "--num_processes", "2"]
-        command += ["--machine_rank", str(rank), "--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-        command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
-    command += [str(EXAMPLES / script), *map(str, words)]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=home.parent
-    )
-
-
-def run(script: str, *words: Any, home: Path) -> str:
-    process = launch(script, *words, home=home)
-    output = process.communicate(timeout=240)[0]
-    assert process.returncode == 0, output
-    return output
-
-
-def run_twice(script: str, *words: Any, home: Path) -> None:
-    """Run a script as two processes that train together."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    both = [launch(script, *words, home=home, rank=rank, port=port) for rank in range(2)]
-    outputs = [process.communicate(timeout=240)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(outputs)
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -95,7 +60,7 @@ def test_glue(folder: Path) -> None:
     data = write_rows(folder / "rte.jsonl", pairs("sentence1", "sentence2", 2))
     words = ["--model_name_or_path", folder / "model", "--task_name", "rte", "--output_dir", folder / "out"]
     words += ["--train_file", data, "--validation_file", data, "--test_file", data, "--do_predict", *TRAINING]
-    run("run_glue.py", *words, *COMPACT, home=folder / "home")
+    run(GLUE, *words, *COMPACT, home=folder / "home")
     found = results(folder / "out")
     assert {"train_loss", "eval_accuracy", "predict_accuracy"} <= set(found)
     config = AutoConfig.from_pretrained(folder / "out")
@@ -108,7 +73,7 @@ def test_glue(folder: Path) -> None:
     words = ["--model_name_or_path", folder / "out", "--task_name", "rte", "--output_dir", folder / "again"]
     hidden = write_rows(folder / "test.jsonl", [row | {"label": -1} for row in pairs("sentence1", "sentence2", 2)])
     words += ["--validation_file", data, "--do_eval", "--test_file", hidden, "--do_predict", "--use_cpu"]
-    run("run_glue.py", *words, home=folder / "home")
+    run(GLUE, *words, home=folder / "home")
     again = results(folder / "again")
     assert again["eval_accuracy"] == found["eval_accuracy"] and "predict_accuracy" not in again
     assert predictions(folder / "again" / "predict_results_rte.txt") == guesses
@@ -118,11 +83,11 @@ def test_texts_of_ones_own(folder: Path) -> None:
     rows = [{"text": text, "label": ("sport", "art", "law")[i % 3]} for i, text in enumerate(tiny_texts(18))]
     data = write_rows(folder / "train.jsonl", rows)
     words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", *TRAINING, *COMPACT]
-    run("run_glue.py", *words, "--train_file", data, "--validation_file", data, home=folder / "home")
+    run(GLUE, *words, "--train_file", data, "--validation_file", data, home=folder / "home")
     assert AutoConfig.from_pretrained(folder / "out").id2label == {0: "art", 1: "law", 2: "sport"}
     (folder / "new.csv").write_text("text\n" + "\n".join(row["text"] for row in rows))
     words = ["--model_name_or_path", folder / "out", "--output_dir", folder / "new", "--use_cpu", "--do_predict"]
-    run("run_glue.py", *words, "--test_file", folder / "new.csv", home=folder / "home")
+    run(GLUE, *words, "--test_file", folder / "new.csv", home=folder / "home")
     guesses = predictions(folder / "new" / "predict_results_texts.txt")
     right = sum(guess == row["label"] for guess, row in zip(guesses, rows, strict=True))
     assert right / len(rows) == results(folder / "out")["eval_accuracy"]
@@ -138,7 +103,7 @@ def test_glue_without_a_vocabulary(hashing: str, folder: Path) -> None:
     tokenizer.save_pretrained(folder / "hashed")
     data = write_rows(folder / "rte.jsonl", pairs("sentence1", "sentence2", 2))
     words = ["--model_name_or_path", folder / "hashed", "--task_name", "rte", "--output_dir", folder / "out"]
-    run("run_glue.py", *words, "--train_file", data, "--validation_file", data, *TRAINING, home=folder / "home")
+    run(GLUE, *words, "--train_file", data, "--validation_file", data, *TRAINING, home=folder / "home")
     found = results(folder / "out")["eval_accuracy"]
     model = AutoModelForSequenceClassification.from_pretrained(folder / "out")
     saved = AutoTokenizer.from_pretrained(folder / "out")
@@ -152,9 +117,9 @@ def test_xnli_in_one_language(folder: Path) -> None:
     data = write_rows(folder / "xnli.jsonl", pairs("premise", "hypothesis", 3))
     words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", "--compact_ratio", "4"]
     words += ["--train_file", data, "--validation_file", data, "--language", "xx", "--train_language", "en", *TRAINING]
-    run("run_xnli.py", *words, home=folder / "home")
+    run(EXAMPLES / "run_xnli.py", *words, home=folder / "home")
     assert results(folder / "out")["eval_samples_per_second"] > 0
-    process = launch("run_xnli.py", *words, "--language", "de", home=folder / "home")
+    process = launch(EXAMPLES / "run_xnli.py", *words, "--language", "de", home=folder / "home")
     assert "`--language` is 'de', but the data has en, xx" in process.communicate(timeout=240)[0]
 
 
@@ -168,7 +133,7 @@ def test_squad(folder: Path) -> None:
     words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", "--max_seq_length", "32"]
     new = write_rows(folder / "new.jsonl", [{key: row[key] for key in ("id", "context", "question")} for row in rows])
     words += ["--train_file", data, "--validation_file", data, "--test_file", new, "--do_predict", *TRAINING, *COMPACT]
-    run("run_qa.py", *words, home=folder / "home")
+    run(EXAMPLES / "run_qa.py", *words, home=folder / "home")
     assert {"eval_f1", "eval_exact_match"} <= set(results(folder / "out"))
     answers, again = (
         json.loads((folder / "out" / f"{name}_predictions.json").read_text()) for name in ("eval", "predict")
@@ -184,20 +149,20 @@ def test_language_models(script: str, architecture: str, folder: Path) -> None:
     words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", *TRAINING, *COMPACT]
     words += ["--train_file", folder / "text.txt", "--validation_file", folder / "text.txt"]
     words += ["--compact_texts", folder / "text.txt"]
-    run(script, *words, home=folder / "home")
+    run(EXAMPLES / script, *words, home=folder / "home")
     assert results(folder / "out")["eval_perplexity"] > 1
 
 
 def test_sts(folder: Path) -> None:
     data = write_rows(folder / "sts.jsonl", pairs("sentence1", "sentence2", 2))
     words = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", *TRAINING, *COMPACT]
-    run("run_sts.py", *words, "--train_file", data, "--validation_file", data, home=folder / "home")
+    run(STS, *words, "--train_file", data, "--validation_file", data, home=folder / "home")
     assert -100 <= results(folder / "out")["eval_spearmanr"] <= 100
     # Scores from 0 to 1 would teach cosines of at most 0.2.
     small = write_rows(
         folder / "small.jsonl", [row | {"score": row["score"] / 5} for row in pairs("sentence1", "sentence2", 2)]
     )
-    process = launch("run_sts.py", *words, "--train_file", small, "--validation_file", data, home=folder / "home")
+    process = launch(STS, *words, "--train_file", small, "--validation_file", data, home=folder / "home")
     assert "The largest score is 0.8, but `--highest_score` is 5.0" in process.communicate(timeout=240)[0]
 
 
@@ -213,7 +178,7 @@ def test_sts(folder: Path) -> None:
 def test_bad_input_is_told_in_the_last_line(words: list[str], message: str, folder: Path) -> None:
     write_rows(folder / "wrong.jsonl", [{"text": "w5", "label": 1}])
     common = ["--model_name_or_path", folder / "model", "--output_dir", folder / "out", "--do_train", "--use_cpu"]
-    process = launch("run_glue.py", *common, *words, home=folder / "home")
+    process = launch(GLUE, *common, *words, home=folder / "home")
     last = process.communicate(timeout=240)[0].strip().splitlines()[-1]
     assert process.returncode != 0 and message in last
 
@@ -227,9 +192,9 @@ def test_two_processes_give_the_loss_curve_of_one(folder: Path) -> None:
         state = json.loads((folder / name / "trainer_state.json").read_text())
         return [entry["loss"] for entry in state["log_history"] if "loss" in entry]
 
-    run("run_glue.py", *words, "--output_dir", folder / "one", "--per_device_train_batch_size", 8, home=folder / "home")
+    run(GLUE, *words, "--output_dir", folder / "one", "--per_device_train_batch_size", 8, home=folder / "home")
     words += ["--output_dir", folder / "two", "--per_device_train_batch_size", "4"]
-    run_twice("run_glue.py", *words, home=folder / "home")
+    run_together(GLUE, *words, home=folder / "home")
     one, two = torch.tensor(curve("one")), torch.tensor(curve("two"))
     assert len(one) == 4 and one.std() > 1e-3
     torch.testing.assert_close(one, two, atol=2e-4, rtol=1e-3)
@@ -242,7 +207,7 @@ def test_two_processes_pretrain_without_a_vocabulary(streaming: bool, folder: Pa
     words = ["--train_files", folder / "corpus.txt", "--hashing", "lsh", "--overrides", *shape, "--max_length", "16"]
     words += ["--output_dir", folder / "run", "--per_device_train_batch_size", "4", "--max_steps", "3", "--use_cpu"]
     words += ["--logging_steps", "1", "--report_to", "none", *(["--streaming"] if streaming else [])]
-    run_twice("pretrain_hashformer.py", *words, home=folder / "home")
+    run_together(EXAMPLES / "pretrain_hashformer.py", *words, home=folder / "home")
     assert (folder / "run" / "checkpoint-3" / "rng_state_1.pth").is_file(), "a second process has trained"
     state = json.loads((folder / "run" / "checkpoint-3" / "trainer_state.json").read_text())
     first = next(entry for entry in state["log_history"] if "loss" in entry)

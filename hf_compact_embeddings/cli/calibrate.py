@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
     from ..training.calibration import calibrate
     from ..training.precision import trainable
+    from ..training.processes import leave_process_group
     from ..training.texts import read_texts
 
     require_free_folder(options.output)
@@ -110,6 +111,7 @@ def run(options: argparse.Namespace) -> Outcome:
     if state.is_main_process:
         write_checkpoint(compact.to(dtype), options.output, tokenizer, options.model)
     state.wait_for_everyone()
+    leave_process_group()
     noted = (compact.config.compact_source or {}).get("calibration", {})
     text = "\n".join(f"{name:<24}{value}" for name, value in noted.items())
     return Outcome(noted | {"output": options.output}, f"{text}\n{'written to':<24}{options.output}")

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 import hf_compact_embeddings  # noqa: F401
+from hf_compact_embeddings.training.processes import leave_process_group
 
 
 def digest(model: torch.nn.Module) -> str:
@@ -62,3 +63,4 @@ def main(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))
+    leave_process_group()

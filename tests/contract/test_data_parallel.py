@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
 from ..cases import Case, compress_tiny, first_cases, for_all, for_each_method
-from ..tools import REPOSITORY
+from ..launching import run_together
 
 SCRIPT = Path(__file__).parent / "data_parallel_script.py"
 
@@ -39,36 +35,7 @@ def test_loaded_models_list_them_too(case: Case, tmp_path: Path) -> None:
 def test_accelerate_launch_with_two_processes(tmp_path: Path) -> None:
     _, compact = compress_tiny("bert", first_cases("project")[0], head="BertForSequenceClassification")
     compact.save_pretrained(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # On CPUs, one `accelerate launch` starts one process; two "machines" here make the two.
-    common = ["--cpu", "--num_machines", "2", "--num_processes", "2", "--num_cpu_threads_per_process", "1"]
-    common += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(port)]
-    common += ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "accelerate.commands.launch",
-                *common,
-                "--machine_rank",
-                str(rank),
-                SCRIPT,
-                tmp_path,
-            ],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            | {"HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+    run_together(SCRIPT, tmp_path, home=tmp_path / "home")
     one, two = (json.loads((tmp_path / f"result-{rank}.json").read_text()) for rank in range(2))
     assert one["processes"] == two["processes"] == 2
     assert one["kept"] and two["kept"], "the codes of one process were sent to the other"

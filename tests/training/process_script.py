@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 import hf_compact_embeddings  # noqa: F401
 from hf_compact_embeddings.checkpoints import load_compact
 from hf_compact_embeddings.training.calibration import calibrate
+from hf_compact_embeddings.training.processes import leave_process_group
 from hf_compact_embeddings.training.texts import HubTexts
 
 from ..contract.data_parallel_script import digest
@@ -57,3 +58,4 @@ def main(folder: Path, name: str, batch_size: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    leave_process_group()

@@ -18,6 +18,7 @@ from hf_compact_embeddings.training.texts import HubTexts
 from hf_compact_embeddings.training.trainer import CalibrationError, last_checkpoint
 
 from ..cases import Case, compress_tiny, first_cases, for_each_method
+from ..launching import run_together
 from ..tiny_models import tiny_inputs, tiny_model
 from ..tools import assert_same_state, tiny_texts, tiny_tokenizer
 
@@ -346,7 +347,9 @@ def test_half_precision_is_refused() -> None:
         tiny_calibrate(compact.half(), teacher)
 
 
-def test_a_half_checkpoint_is_calibrated_from_the_command_line(tmp_path: Path) -> None:
+@pytest.fixture
+def command(tmp_path: Path) -> list[Any]:
+    """Return `hf-compact`'s words that calibrate a checkpoint in half precision by two steps."""
     teacher, compact = compress_tiny("bert", CASE)
     teacher.save_pretrained(tmp_path / "teacher")
     compact.half().save_pretrained(tmp_path / "compact")
@@ -354,11 +357,23 @@ def test_a_half_checkpoint_is_calibrated_from_the_command_line(tmp_path: Path) -
         tiny_tokenizer().save_pretrained(tmp_path / folder)
     (tmp_path / "a.txt").write_text("\n".join(tiny_texts(40)))
     words = ["calibrate", tmp_path / "compact", "--teacher", tmp_path / "teacher", "--texts", tmp_path / "a.txt"]
-    words += ["--output", tmp_path / "result", "--steps", "2", "--set", "use_cpu=true", "--max-length", "16"]
-    assert main(list(map(str, words))) == 0
-    result = hce.CompactBertForMaskedLM.from_pretrained(tmp_path / "result", dtype="auto")
+    return [*words, "--output", tmp_path / "result", "--steps", 2, "--set", "use_cpu=true", "--max-length", 16]
+
+
+def test_a_half_checkpoint_is_calibrated_from_the_command_line(command: list[Any], tmp_path: Path) -> None:
+    assert main(list(map(str, command))) == 0
+    result, start = (
+        hce.CompactBertForMaskedLM.from_pretrained(tmp_path / name, dtype="auto") for name in ("result", "compact")
+    )
     assert result.dtype == torch.float16
-    assert not torch.equal(result.compact_embedding.dense(), compact.compact_embedding.dense())
+    assert not torch.equal(result.compact_embedding.dense(), start.compact_embedding.dense())
+
+
+def test_the_command_line_in_two_processes(command: list[Any], tmp_path: Path) -> None:
+    command += ["--work", tmp_path / "work", "--set", "save_strategy=steps", "--set", "save_steps=2"]
+    run_together("-m", "hf_compact_embeddings.cli.main", *command, home=tmp_path / "home")
+    assert hce.CompactBertForMaskedLM.from_pretrained(tmp_path / "result").config.compact_source["calibration"]
+    assert (tmp_path / "work" / "checkpoint-2" / "rng_state_1.pth").is_file(), "a second process has trained"
 
 
 def test_an_encoder_decoder_learns_states() -> None:

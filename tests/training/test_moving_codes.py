@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +20,9 @@ from hf_compact_embeddings.training.moving_codes import MOVING_ROWS, MovingCodes
 from hf_compact_embeddings.training.trainer import CalibrationError
 
 from ..cases import TINY_CASES, Case, all_cases, build_structure, compress_tiny, first_cases
+from ..launching import run, run_together
 from ..tiny_models import tiny_inputs, tiny_model
-from ..tools import REPOSITORY, assert_same_state, tiny_texts, tiny_tokenizer
+from ..tools import assert_same_state, tiny_texts, tiny_tokenizer
 from .test_calibration import Losses, Poison, tiny_calibrate
 
 MOVING = [case for case in first_cases("project", "dense") if recoder_of(build_structure(case)) is not None]
@@ -177,27 +174,13 @@ def test_a_loss_that_breaks_gives_the_codes_back(tmp_path: Path) -> None:
     assert torch.equal(codes_of(compact), stored[name]) and not torch.equal(stored[name], start[name])
 
 
-def launch(folder: Path, name: str, batch_size: int, ranks: int) -> list[dict[str, Any]]:
+def calibrated(folder: Path, name: str, batch_size: int, ranks: int) -> list[dict[str, Any]]:
     """Run the script in processes that train together, and return what each found."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
-    environment |= {"ACCELERATE_USE_CPU": "true"}
-    words = [sys.executable, "-m", "tests.training.process_script", str(folder), name, str(batch_size)]
-    processes = [
-        subprocess.Popen(
-            words,
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert not any(process.returncode for process in processes), "\n".join(outputs)
+    words = ["-m", "tests.training.process_script", folder, name, batch_size]
+    if ranks > 1:
+        run_together(*words, home=folder / "home", ranks=ranks)
+    else:
+        run(*words, home=folder / "home")
     return [json.loads((folder / f"{name}-{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -207,8 +190,8 @@ def test_two_processes_end_with_the_same_codes(tmp_path: Path) -> None:
     tiny_tokenizer().save_pretrained(tmp_path / "teacher")
     compact.save_pretrained(tmp_path / "compact")
     (tmp_path / "texts.json").write_text(json.dumps(tiny_texts(140)))
-    alone = launch(tmp_path, "alone", 8, 1)
-    both = launch(tmp_path, "both", 4, 2)
+    alone = calibrated(tmp_path, "alone", 8, 1)
+    both = calibrated(tmp_path, "both", 4, 2)
     assert [result["processes"] for result in alone + both] == [1, 2, 2]
     assert both[0]["digest"] == both[1]["digest"]
     assert all(result["moved"] for result in alone + both)
@@ -227,6 +210,6 @@ def test_two_processes_share_a_stream(tmp_path: Path) -> None:
     (tmp_path / "stream").mkdir()
     rows = "".join(json.dumps({"text": text}) + "\n" for text in tiny_texts(140))
     (tmp_path / "stream" / "train.jsonl").write_text(rows)
-    both = launch(tmp_path, "streamed", 4, 2)
+    both = calibrated(tmp_path, "streamed", 4, 2)
     assert [result["processes"] for result in both] == [2, 2]
     assert both[0]["digest"] == both[1]["digest"]
