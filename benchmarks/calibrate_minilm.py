@@ -27,6 +27,7 @@ import transformers
 from processor import device_name, prepare
 from record import read_rows, write
 from sts_quality import sentences_of
+from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 import hf_compact_embeddings as hce
@@ -221,19 +222,23 @@ def fitted(
     """Compress the model as the command line says."""
     rows = dense.get_input_embeddings().num_embeddings
     counted = [texts_of(Path(path)) for path in options.count] if options.count else [texts]
-    counts = [count_tokens(of_file, tokenizer, rows) for of_file in counted]
-    if options.balance:
-        most = max(float(of_file.sum()) for of_file in counts)
-        counts = [of_file * most / of_file.sum() for of_file in counts]
     return hce.compress(
         dense,
         options.method,
         tokenizer=tokenizer,
-        token_counts=torch.stack(counts).sum(0),
+        token_counts=counts_of([count_tokens(kind, tokenizer, rows) for kind in counted], options.balance),
         texts=sentences_of(options.see) if options.see else texts,
         seed=options.seed,
         **dict(map(parse_setting, options.options)),
     )
+
+
+def counts_of(kinds: list[Tensor], balance: bool) -> Tensor:
+    """Return how often each token occurs in all kinds of text together, or if there were as much of each."""
+    if balance:
+        most = max(float(counts.sum()) for counts in kinds)
+        kinds = [counts * most / counts.sum() for counts in kinds]
+    return torch.stack(kinds).sum(0)
 
 
 def with_table_of(fit: PreTrainedModel, learned: PreTrainedModel) -> PreTrainedModel:

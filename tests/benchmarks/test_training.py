@@ -105,6 +105,12 @@ def test_a_calibration_of_a_tiny_model(tmp_path: Path, tiny: str, monkeypatch: p
     assert model.get_input_embeddings().config.num_subspaces == 2
 
 
+def test_balanced_kinds_of_text_count_for_the_same() -> None:
+    much, little = torch.tensor([60.0, 20.0, 0.0]), torch.tensor([0.0, 1.0, 3.0])
+    assert calibrate_minilm.counts_of([much, little], balance=False).tolist() == [60.0, 21.0, 3.0]
+    assert calibrate_minilm.counts_of([much, little], balance=True).tolist() == [60.0, 40.0, 60.0]
+
+
 def test_methods_are_calibrated_alike(tmp_path: Path, tiny: str, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {
         "clusters, f = 4": hce.SubspaceConfig(num_subspaces=4, codebook_size=8),
