@@ -10,6 +10,8 @@ _HOME = tempfile.TemporaryDirectory(prefix="compact-tests-")
 os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# The Hub of the tests is a server of their own, also where the user's is switched off.
+os.environ.pop("HF_HUB_OFFLINE", None)
 
 import hypothesis  # noqa: E402
 import torch  # noqa: E402

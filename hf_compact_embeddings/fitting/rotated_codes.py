@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -144,14 +145,8 @@ def fit_rotated_codes(
     weights = torch.ones(len(table)) if weights is None else weights
     axis_weights = weights if axis_weights is None else axis_weights
     axes = principal_axes(table, axis_weights, metric)
-    found = find_clusters(table, axes, clusters, seed) if clusters else None
-    order, plan, worth = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
-    for _ in range(_ROUNDS_OF_CLUSTERS):
-        if found is not None:
-            found = price_names(found, table, axes, worth, _SHARE_OF_PRICE * plan.price)
-            order, plan, worth = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
-    rank = len(plan.basis_bits)
-    basis_codes, basis_gains = encode_basis(axes.basis[:rank], plan.basis_bits)
+    order, plan, found = _plan_with_clusters(table, weights, axes, max_bytes, tiers, float_bytes, clusters, seed)
+    basis_codes, basis_gains = encode_basis(axes.basis[: len(plan.basis_bits)], plan.basis_bits)
     basis = decode_basis(basis_codes, plan.basis_bits, basis_gains, table.shape[1])
     analysis = axes.projection_to(basis)
     rest, stored = table, None
@@ -159,32 +154,48 @@ def fit_rotated_codes(
         stored = _encode_centres(found, axis_weights, axes.basis, basis, analysis, plan.cluster_bits, max_window_bits)
         # What coding the centres has cost is left to the rows.
         rest = table - stored.rows.to(table)[found.of_row]
-    codes, gains, means, windows, sizes = [], [], [], [], []
+    members = [ids if only is None else ids[torch.isin(ids, only)] for ids in order.split(list(plan.sizes))]
+    members = [ids.sort().values for ids in members]
+    means = [_in_half(mean_row(rest, axis_weights, ids)) for ids in members]
+    coded = [
+        _encode_tier(rest, axis_weights, ids, mean, analysis, bits, max_window_bits)
+        for ids, mean, bits in zip(members, means, plan.bits, strict=True)
+    ]
     tier_of_row = torch.empty(len(table), dtype=torch.uint8)
-    for tier, (ids, bits) in enumerate(zip(order.split(list(plan.sizes)), plan.bits, strict=True)):
-        ids = (ids if only is None else ids[torch.isin(ids, only)]).sort().values
+    for tier, ids in enumerate(members):
         tier_of_row[ids] = tier
-        sizes.append(len(ids))
-        means.append(_in_half(mean_row(rest, axis_weights, ids)))
-        tier_codes, tier_gains, window = _encode_tier(
-            rest, axis_weights, ids, means[-1], analysis, bits, max_window_bits
-        )
-        codes.append(tier_codes)
-        gains.append(tier_gains)
-        windows.append(window)
-        logger.info("Tier %d: %d rows of %d bits.", tier, len(ids), sum(bits))
     return RotatedCodes(
-        plan=dataclasses.replace(plan, sizes=tuple(sizes)),
+        plan=dataclasses.replace(plan, sizes=tuple(map(len, members))),
         tier_of_row=tier_of_row if only is None else tier_of_row[only],
-        codes=tuple(codes),
-        gains=torch.stack(gains),
+        codes=tuple(tier.codes for tier in coded),
+        gains=torch.stack([tier.gains for tier in coded]),
         means=torch.stack(means),
         basis_codes=basis_codes,
         basis_gains=basis_gains,
         dim=table.shape[1],
-        window_bits=tuple(windows),
+        window_bits=tuple(tier.window_bits for tier in coded),
         clusters=stored if stored is None or only is None else dataclasses.replace(stored, of_row=stored.of_row[only]),
     )
+
+
+def _plan_with_clusters(
+    table: Tensor,
+    weights: Tensor,
+    axes: PrincipalAxes,
+    max_bytes: int,
+    tiers: int,
+    float_bytes: int,
+    clusters: int,
+    seed: int,
+) -> tuple[Tensor, TierPlan, Clusters | None]:
+    """Return the rows (V,), the costliest first, where bits go, and the clusters at the price that bits have there."""
+    found = find_clusters(table, axes, clusters, seed) if clusters else None
+    order, plan, worth = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
+    for _ in range(_ROUNDS_OF_CLUSTERS):
+        if found is not None:
+            found = price_names(found, table, axes, worth, _SHARE_OF_PRICE * plan.price)
+            order, plan, worth = _plan(table, weights, axes, found, max_bytes, tiers, float_bytes)
+    return order, plan, found
 
 
 def _plan(
@@ -212,6 +223,14 @@ def _plan(
     return order, plan, weights * (most / costs.clamp(min=1e-300)).clamp(max=1.0)
 
 
+class _TierCodes(NamedTuple):
+    """What stands for the rows of one tier: codes (n, bytes), gains (r,), and the window's bits."""
+
+    codes: Tensor
+    gains: Tensor
+    window_bits: int
+
+
 def _encode_centres(
     clusters: Clusters,
     weights: Tensor,
@@ -225,14 +244,13 @@ def _encode_centres(
     centres = clusters.points @ axes
     every = torch.arange(len(centres))
     mean = torch.zeros(centres.shape[1])
-    codes, gains, window = _encode_tier(
-        centres, clusters.weights(weights), every, mean, analysis, bits, max_window_bits
-    )
+    coded = _encode_tier(centres, clusters.weights(weights), every, mean, analysis, bits, max_window_bits)
     order, counts = coding_order(bits)
     read = torch.zeros(len(centres), len(bits))
     if order:
-        read[:, order] = trellis.decode(codes, counts, window)
-    return ClusterCodes(clusters.of_row, clusters.name_lengths(), codes, gains, (read * gains) @ basis)
+        read[:, order] = trellis.decode(coded.codes, counts, coded.window_bits)
+    rows = (read * coded.gains) @ basis
+    return ClusterCodes(clusters.of_row, clusters.name_lengths(), coded.codes, coded.gains, rows)
 
 
 def _encode_tier(
@@ -243,12 +261,12 @@ def _encode_tier(
     analysis: Tensor,
     bits: tuple[int, ...],
     max_window_bits: int,
-) -> tuple[Tensor, Tensor, int]:
-    """Code the rows of one tier; returns codes (n, bytes), gains (r,) and the window's bits."""
+) -> _TierCodes:
+    """Code the rows of one tier around their mean."""
     gains = torch.zeros(len(bits))
     axes, counts = coding_order(bits)
     if not axes:
-        return torch.empty(len(ids), 0, dtype=torch.uint8), gains, 0
+        return _TierCodes(torch.empty(len(ids), 0, dtype=torch.uint8), gains, 0)
     window = trellis.window_bits_for(sum(counts), max_window_bits)
     weight = weights[ids].double()
     weight = weight / weight.sum().clamp(min=1e-30)
@@ -270,7 +288,8 @@ def _encode_tier(
         cross += chunk_weight @ (read * chunk)
         power += chunk_weight @ read.square()
     gains[axes] = _in_half(cross / power.clamp(min=1e-30))
-    return torch.cat(codes), gains, window
+    logger.info("%d rows of %d bits.", len(ids), sum(bits))
+    return _TierCodes(torch.cat(codes), gains, window)
 
 
 def _in_half(values: Tensor) -> Tensor:

@@ -110,22 +110,7 @@ def make_card(
     inherited = base_card_data(compact, base_model, token)
     base_model = base_model or _first(inherited.get("base_model"))
     title = repo_id.rpartition("/")[2] if repo_id != ANY_REPOSITORY else _title(compact, report, base_model)
-    data = ModelCardData(
-        base_model=base_model,
-        base_model_relation="quantized" if base_model else None,
-        library_name="transformers",
-        license=inherited.get("license"),
-        license_name=inherited.get("license_name"),
-        license_link=inherited.get("license_link"),
-        language=inherited.get("language"),
-        pipeline_tag=_pipeline_tag(compact, inherited),
-        tags=_tags(report, inherited, sentences),
-        eval_results=[result.entry() for result in results] or None,
-        model_name=title,
-    )
-    if not results:
-        # Without results there is no model-index to name.
-        data.model_name = None
+    data = _metadata(compact, report, title, base_model, inherited, results, sentences)
     facts = _facts(compact, report, base_model, source)
     return ModelCard.from_template(
         data,
@@ -136,6 +121,31 @@ def make_card(
         sentences=sentences,
         code_sha256=code_sha256 or code_record(shipped_files(modeling_file))["sha256"],
         **facts,
+    )
+
+
+def _metadata(
+    compact: PreTrainedModel,
+    report: Report,
+    title: str,
+    base_model: str | None,
+    inherited: dict[str, Any],
+    results: Sequence[TaskResult],
+    sentences: bool,
+) -> ModelCardData:
+    return ModelCardData(
+        base_model=base_model,
+        base_model_relation="quantized" if base_model else None,
+        library_name="transformers",
+        license=inherited.get("license"),
+        license_name=inherited.get("license_name"),
+        license_link=inherited.get("license_link"),
+        language=inherited.get("language"),
+        pipeline_tag=_pipeline_tag(compact, inherited),
+        tags=_tags(report, inherited, sentences),
+        eval_results=[result.entry() for result in results] or None,
+        # Without results there is no model-index to name.
+        model_name=title if results else None,
     )
 
 
