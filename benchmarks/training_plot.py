@@ -1,7 +1,8 @@
 """The plot of what training brings: calibration curves, and fine-tuned checkpoints beside the dense model.
 
     python benchmarks/training_plot.py --calibrated benchmarks/results/calibrate_minilm_{100x,500x}_gpu.json \
-        --finetuned benchmarks/results/finetune_glue_{gpu,500x_names_further}.json --output benchmarks/results/training
+        --finetuned benchmarks/results/finetune_glue_{gpu,25x,500x_names_further}.json \
+        --output benchmarks/results/training
 
 `--output` is the path of an SVG and a PNG, without an ending. Every arm is compared with the dense one of its own file.
 """
