@@ -39,8 +39,9 @@ class PrivateRows(nn.Module):
     def with_private_rows(self, vectors: Tensor, ids: Tensor, exact: Tensor) -> Tensor:
         """Put the exact rows (m, D) over the coded vectors (..., D) of the ids that have one."""
         private_ids = self.private_id_list()
-        # Searching the short sorted list needs no slot table with an entry for each token.
-        slot = torch.searchsorted(private_ids, ids).clamp_(max=private_ids.numel() - 1)
+        # Searching the short sorted list needs no slot table with an entry for each token. Ids that are a view of
+        # others may not be contiguous, of which torch would warn.
+        slot = torch.searchsorted(private_ids, ids.contiguous()).clamp_(max=private_ids.numel() - 1)
         hit = private_ids.take(slot) == ids
         if is_traced() or ids.device.type != "cpu":
             return torch.where(hit.unsqueeze(-1), nn.functional.embedding(slot, exact), vectors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from functools import partial
 
 import pytest
@@ -76,6 +77,20 @@ def test_rows_are_those_of_the_dense_table(case: Case, extras: dict) -> None:
         # Decoding by a matrix product may differ in the last bit with the number of rows.
         torch.testing.assert_close(structure.embed(ids), dense[ids])
     torch.testing.assert_close(torch.cat(list(structure.dense_chunks(7))), dense)
+
+
+@for_all_with_extras()
+def test_ids_may_be_a_view_of_others(case: Case, extras: dict) -> None:
+    structure = build_structure(case, **extras)
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for ids in (IDS.T, IDS[:, 1:], IDS[:, ::2], IDS[:1].expand(3, 4)):
+                assert torch.equal(structure(ids), structure(ids.contiguous()))
+    finally:
+        torch.set_warn_always(always)
 
 
 @for_all_with_extras("project", "dense")
