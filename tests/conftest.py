@@ -11,7 +11,8 @@ os.environ["HF_HOME"] = _HOME.name
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # The Hub of the tests is a server of their own, also where the user's is switched off.
-os.environ.pop("HF_HUB_OFFLINE", None)
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    os.environ.pop(_name, None)
 
 import hypothesis  # noqa: E402
 import torch  # noqa: E402

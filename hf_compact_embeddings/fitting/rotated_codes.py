@@ -164,6 +164,7 @@ def fit_rotated_codes(
     tier_of_row = torch.empty(len(table), dtype=torch.uint8)
     for tier, ids in enumerate(members):
         tier_of_row[ids] = tier
+        logger.info("Tier %d: %d rows of %d bits.", tier, len(ids), sum(plan.bits[tier]))
     return RotatedCodes(
         plan=dataclasses.replace(plan, sizes=tuple(map(len, members))),
         tier_of_row=tier_of_row if only is None else tier_of_row[only],
@@ -288,7 +289,6 @@ def _encode_tier(
         cross += chunk_weight @ (read * chunk)
         power += chunk_weight @ read.square()
     gains[axes] = _in_half(cross / power.clamp(min=1e-30))
-    logger.info("%d rows of %d bits.", len(ids), sum(bits))
     return _TierCodes(torch.cat(codes), gains, window)
 
 
