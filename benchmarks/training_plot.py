@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-# Okabe and Ito.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
+# Okabe and Ito, without yellow and black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B", "mean": "mean"}
 
 
@@ -74,6 +75,8 @@ def ratio(record: dict[str, Any]) -> float:
 def differences(axes: Any, summaries: list[dict[str, Any]]) -> None:
     """Draw each arm's difference to the dense one, with its 95 % interval."""
     arms = {arm: cells for summary in summaries for arm, cells in list(summary.items())[1:]}
+    if len(arms) > len(COLOURS):
+        sys.exit(f"{len(arms)} arms are more than a plot can tell apart: give the files of {len(COLOURS)} at most")
     width = 0.8 / len(arms)
     for index, ((arm, cells), colour) in enumerate(zip(arms.items(), COLOURS, strict=False)):
         means = [cell["difference"] for cell in cells.values()]
