@@ -31,19 +31,26 @@ def texts_of(paths: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [line.replace("<unk>", unknown) for path in paths for line in read_lines(path)]
 
 
-def settings(dense_bytes: int, width: int, kept_rows: int) -> list[hce.StructureConfig]:
+def settings(dense_bytes: int, width: int, kept_rows: int) -> dict[str, hce.StructureConfig]:
     """Return the configurations to measure; budgets hold the rows that are kept exactly."""
 
     def budget(ratio: int) -> int:
         return dense_bytes // ratio - stored_bytes_of_private_rows(width, kept_rows)
 
-    return [
-        hce.ScalarConfig(bits=4, group_size=32),
-        hce.RotatedConfig(max_bytes=budget(25), frequency_power=0.5, axis_power=0.75),
-        hce.RotatedConfig(max_bytes=budget(97)),
-        hce.SubspaceConfig(num_subspaces=48, frequency_power=0.75),
-        hce.SubspaceConfig(num_subspaces=8, frequency_power=0.75),
-    ]
+    return {
+        "scalar, 4 bits, groups of 32": hce.ScalarConfig(bits=4, group_size=32),
+        "rotated, powers 0.5 and 0.75": hce.RotatedConfig(max_bytes=budget(25), frequency_power=0.5, axis_power=0.75),
+        "blocks": hce.BlocksConfig(max_bytes=budget(25)),
+        "subspace, f = 48": hce.SubspaceConfig(num_subspaces=48, frequency_power=0.75),
+        "svd": hce.FactorizedConfig(fit="svd", max_bytes=budget(25), int8_codes=True),
+        "autoencoder": hce.FactorizedConfig(fit="autoencoder", max_bytes=budget(25), int8_codes=True),
+        "rotated, small": hce.RotatedConfig(max_bytes=budget(97)),
+        "blocks, small": hce.BlocksConfig(max_bytes=budget(97)),
+        "subspace, f = 8": hce.SubspaceConfig(num_subspaces=8, frequency_power=0.75),
+        "svd, small": hce.FactorizedConfig(fit="svd", max_bytes=budget(97), int8_codes=True),
+        "autoencoder, small": hce.FactorizedConfig(fit="autoencoder", max_bytes=budget(97), int8_codes=True),
+        "dispersed, f = 2": hce.SubspaceConfig(num_subspaces=2, assignment="dispersed"),
+    }
 
 
 def main() -> None:
@@ -63,22 +70,23 @@ def main() -> None:
     counts = count_tokens(texts_of(options.texts, tokenizer), tokenizer, len(weight))
     held_out = texts_of([options.held_out], tokenizer)[:: options.every]
     base = perplexity(dense, tokenizer, held_out)
-    results = [{"method": "dense", "ratio": 1.0, "perplexity": base, "over_dense": 1.0}]
-    for config in settings(weight.nbytes, weight.shape[1], len(tokenizer.all_special_ids)):
+    results = [{"setting": "dense", "ratio": 1.0, "perplexity": base, "over_dense": 1.0}]
+    for setting, config in settings(weight.nbytes, weight.shape[1], len(tokenizer.all_special_ids)).items():
         compact = hce.compress(dense, config, token_counts=counts, tokenizer=tokenizer)
         busy = time.process_time()
         found = perplexity(compact, tokenizer, held_out)
         report = hce.inspect(compact, against=dense).to_dict()
         seconds = round(time.process_time() - busy, 1)
-        results.append({"perplexity": found, "over_dense": found / base, "cpu_seconds": seconds, **report})
-        print(json.dumps({"method": report["method"], "ratio": report["ratio"], "perplexity": found}), file=sys.stderr)
+        scores = {"perplexity": found, "over_dense": found / base, "cpu_seconds": seconds}
+        results.append({"setting": setting, **scores, **report})
+        print(json.dumps({"setting": setting, "ratio": report["ratio"], "perplexity": found}), file=sys.stderr)
         if options.output:
             write(options.output, results, held_out=Path(options.held_out).name, every=options.every)
     rows = [
-        [str(one["method"]), f"{one['ratio']:.1f}x", f"{one['perplexity']:.1f}", f"{one['over_dense']:.3f}"]
+        [str(one["setting"]), f"{one['ratio']:.1f}x", f"{one['perplexity']:.1f}", f"{one['over_dense']:.3f}"]
         for one in results
     ]
-    print(table(["method", "ratio", "perplexity", "over dense"], rows))
+    print(table(["setting", "ratio", "perplexity", "over dense"], rows))
 
 
 if __name__ == "__main__":
