@@ -91,7 +91,7 @@ def differences(axes: Any, summaries: list[dict[str, Any]]) -> None:
     axes.set_xticks(range(len(tasks)), [NAMES.get(task, task) for task in tasks])
     axes.set(ylabel="points above or below dense, same seeds")
     axes.set_title("Fine-tuned, less dense, with 95 % intervals")
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     axes.grid(axis="y", alpha=0.3)
 
 
