@@ -24,7 +24,9 @@ from .modeling.errors import (  # noqa: E402
     CompactEmbeddingsError,
     UnsupportedArchitectureError,
 )
-from .modeling.structure import CompactEmbedding, StructureConfig, config_classes, methods  # noqa: E402
+from .fitting import registered_methods  # noqa: E402
+from .modeling.options import StructureConfig  # noqa: E402
+from .modeling.structure import CompactEmbedding, methods  # noqa: E402
 from .modeling.tokenization_hash import CompactHashTokenizer  # noqa: E402
 from .planning import Plan, plan  # noqa: E402
 
@@ -55,7 +57,7 @@ __all__ = [
 ]
 
 # Each method's configuration class is a public name: SubspaceConfig and its like.
-_METHOD_CONFIGS = {config_class.__name__: config_class for config_class in config_classes()}
+_METHOD_CONFIGS = {method.structure.options_class.__name__: method.structure.options_class for method in registered_methods()}
 # What is imported from `training` when it is asked for.
 _TRAINING = ("CalibrationError", "calibrate")
 

@@ -64,7 +64,7 @@ def _record_code(folder: Path) -> None:
     """Write the hashes of all code files in a checkpoint into its configuration: the tokenizer may have its own."""
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    config["compact_code"] = code_record(folder.glob("*.py"))
+    config["compact_code"] = code_record({file.name: file.read_bytes() for file in folder.glob("*.py")})
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

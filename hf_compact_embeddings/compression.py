@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +14,12 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .checkpoints import load_dense
 from .exact_rows import exact_rows
-from .fitting import FitSource, fit_structure
+from .fitting import FitSource, fit_structure, method_of
 from .modeling.architectures import InputTable, find_input_table
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class, native_model_class
-from .modeling.structure import CompactEmbedding, StructureConfig, make_config
+from .modeling.options import StructureConfig
+from .modeling.structure import CompactEmbedding, make_config
 from .origin import origin_of
 from .planning import plan
 from .sensitivity import sensitivity_metric
@@ -87,8 +87,7 @@ def compress(
         seed=seed,
         device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )
-    stored = dataclasses.replace(config, private_rows=private_ids.numel(), mask_padding=config.init == "random")
-    structure = fit_structure(stored, source)
+    structure = fit_structure(config, source)
     compact = _assemble(model, compact_class, table, structure)
     compact.config.compact_source = origin_of(
         model,
@@ -161,7 +160,7 @@ def _require_true_ties(model: PreTrainedModel, table: InputTable) -> None:
 def _token_strings(
     config: StructureConfig, tokenizer: PreTrainedTokenizerBase | None, table: InputTable
 ) -> list[str] | None:
-    if not config.fits_token_strings or tokenizer is None:
+    if "token_strings" not in method_of(config).needs(config) or tokenizer is None:
         return None
     # Tables often have more rows than the tokenizer has tokens.
     known = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
@@ -183,9 +182,9 @@ def _assemble(
     dropped = {f"{path}.weight" for path in (*table.paths, *table.tied_paths)}
     state = {key: value.detach().clone() for key, value in model.state_dict().items() if key not in dropped}
     config = _converted_config(model.config, config_class(type(model.config)))
-    config.compact_embeddings = structure.config.to_dict()
+    config.compact_embeddings = {table.paths[0]: structure.to_dict()}
     with torch.device("meta"):
-        home = compact_class(config).structure_path()
+        home = compact_class(config).input_table_path
     dtype = table.module.weight.dtype
     for key, value in structure.state_dict().items():
         state[f"{home}.{key}"] = value.to(dtype) if value.is_floating_point() else value
@@ -223,7 +222,7 @@ def decompress(compact: PreTrainedModel) -> PreTrainedModel:
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
     native = native_model_class(type(compact))
     structure = compact.compact_embedding
-    home = compact.structure_path()
+    home = compact.input_table_path
     state = {key: value.detach().clone() for key, value in compact.state_dict().items()}
     state = {key: value for key, value in state.items() if not key.startswith(f"{home}.")}
     with torch.no_grad():

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .modeling.architectures import InputTable
 from .modeling.errors import CompactConfigError
-from .modeling.structure import StructureConfig
+from .modeling.options import StructureConfig
 
 
 def always_exact(table: InputTable, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from .modeling.auto_classes import primary_auto_class
-from .modeling.structure import StructureConfig
+from .modeling.options import StructureConfig
 
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})$")
 _REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -28,7 +28,7 @@ def origin_of(model: PreTrainedModel, config: StructureConfig, seed: int, **give
         given: which of tokenizer, texts and token_counts there were; counts may be "tokenizer", its own.
     """
     base_model, revision = hub_origin(model)
-    values = config.to_dict()
+    values = config.to_json()
     fields = dataclasses.fields(config)
     named = model.config.architectures or [type(model).__name__]
     return {

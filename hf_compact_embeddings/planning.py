@@ -1,9 +1,9 @@
-"""plan(): from a budget to configurations, best first, judged on a sample of the table."""
+"""plan(): from a budget to options, best first, judged on a sample of the table."""
 
 from __future__ import annotations
 
 import dataclasses
-import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
 from .exact_rows import always_exact, exact_rows
-from .fitting import FitSource, fit_structure, predictor_of
+from .fitting import FitSource, Method, fit_structure, method_of, registered_methods
+from .fitting.methods import stored_bytes
 from .fitting.spectrum import covariance, gap_db, shannon_bound
 from .modeling.architectures import find_input_table
 from .modeling.errors import CompactConfigError, config_error
-from .modeling.structure import StructureConfig, config_classes, stored_bytes
+from .modeling.options import BUDGETS, StructureConfig
+from .modeling.structure import CompactEmbedding, private_row_bytes
 
 _SAMPLE_ROWS = 8192
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_HEAD_TRIALS = 5
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """A configuration that keeps a budget.
+    """Options that keep a budget.
 
     Attributes:
         config: give it to `compress()`.
@@ -36,7 +38,8 @@ class Plan:
             where counts are known.
         bound: the relative MSE that a Gaussian source allows at this rate.
         gap_db: predicted_error over bound, in decibels.
-        head_cost: work of scoring all tokens, over that of a dense head; None where the head is not tied.
+        head_cost: time to score one hidden state against all tokens, over that of a dense head, measured here on a
+            sample of the rows; None where the head is not tied.
     """
 
     config: StructureConfig
@@ -49,7 +52,8 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON."""
-        return {**dataclasses.asdict(self), "config": self.config.to_dict()}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {**values, "config": self.config.to_dict()}
 
 
 def plan(
@@ -84,90 +88,79 @@ def plan(
     source = FitSource(table.module.weight.detach(), counts=counts)
     weight = source.table
     rows, width = weight.shape
-    budget = budget_in_bytes(weight, ratio, max_bytes, bits_per_weight)
+    budget = _budget(weight, {"ratio": ratio, "max_bytes": max_bytes, "bits_per_weight": bits_per_weight})
     always = always_exact(table, tokenizer)
-    configs = _candidates(rows, width, budget, max(private_rows, len(always)))
+    found = _candidates(rows, width, budget, max(private_rows, len(always)))
     if tied is None:
         tied = table.scores
     # Which rows are the most frequent only counts tell.
     private_ids = torch.tensor(sorted(always), dtype=torch.int64)
     if source.counts is not None:
-        private_ids = exact_rows(configs[0], table, tokenizer, source.counts)
+        private_ids = exact_rows(found[0][1], table, tokenizer, source.counts)
     sample = _Sample(weight, source.counts, private_ids, bool(tied), seed)
     plans = []
-    for config in tqdm(configs, desc="Planning", unit="candidate", leave=False, delay=1.0):
-        size, error = sample.predict(config)
+    for method, options in tqdm(found, desc="Planning", unit="candidate", leave=False, delay=1.0):
+        size, error, structure = sample.predict(method, options)
         bound = shannon_bound(sample.eigenvalues, 8 * size / weight.numel())
-        cost = config.head_cost(rows, width) / weight.numel() if tied else None
-        plans.append(Plan(config, size, weight.nbytes / size, error, bound, gap_db(error, bound), cost))
-    return sorted(plans, key=lambda found: found.predicted_error)
+        cost = _head_cost(structure) if tied else None
+        plans.append(Plan(options, size, weight.nbytes / size, error, bound, gap_db(error, bound), cost))
+    return sorted(plans, key=lambda plan: plan.predicted_error)
 
 
-def budget_in_bytes(
-    table: Tensor, ratio: float | None, max_bytes: int | str | None, bits_per_weight: float | None
-) -> int:
+def _budget(table: Tensor, given: dict[str, Any]) -> int:
     """Return the bytes that one of three ways of giving a budget allows for a table (V, D)."""
-    given = {"ratio": ratio, "max_bytes": max_bytes, "bits_per_weight": bits_per_weight}
-    chosen = [name for name, value in given.items() if value is not None]
+    chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
-        raise CompactConfigError(f"Exactly one of `ratio`, `max_bytes` and `bits_per_weight` must be given: {given}.")
-    if ratio is not None:
-        if not ratio > 1:
-            raise config_error("ratio", ratio, "it must be above 1")
-        budget = int(table.nbytes / ratio)
-    elif bits_per_weight is not None:
-        if not bits_per_weight > 0:
-            raise config_error("bits_per_weight", bits_per_weight, "it must be above 0")
-        budget = int(table.numel() * bits_per_weight / 8)
-    else:
-        assert max_bytes is not None
-        budget = parse_size(max_bytes)
-    if budget >= table.nbytes:
-        raise config_error(chosen[0], given[chosen[0]], f"the dense table takes {table.nbytes:,} bytes already")
+        raise CompactConfigError(f"Exactly one of {', '.join(map(repr, BUDGETS))} must be given: {given}.")
+    budget = StructureConfig(**chosen).budget(*table.shape, table.element_size())
+    if budget is None or budget >= table.nbytes:
+        name, value = next(iter(chosen.items()))
+        raise config_error(name, value, f"the dense table takes {table.nbytes:,} bytes already")
     return budget
 
 
-def parse_size(size: int | str) -> int:
-    """Return the bytes of a size as "500KB", "1.5 MB" or 1000000."""
-    match = re.fullmatch(r"([0-9.]+)\s*([KMG]?B)?", str(size).strip().upper())
-    try:
-        return int(float(match.group(1)) * _UNITS[match.group(2) or ""])  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
-        raise config_error("max_bytes", size, 'it must be a size as 1000000, "500KB" or "1.5MB"') from None
-
-
-def _candidates(rows: int, width: int, budget: int, private: int) -> list[StructureConfig]:
+def _candidates(rows: int, width: int, budget: int, private: int) -> list[tuple[Method, StructureConfig]]:
     """Ask every method for candidates, with the rows that are kept exactly."""
-    left = budget - stored_bytes_of_private_rows(width, private)
+    exact = private * private_row_bytes(StructureConfig(), width)
     found = []
-    for config_class in config_classes() if left > 0 else []:
-        for config in config_class.candidates(rows, width, left):
-            if predictor_of(config) is None:
-                config = config.resolved(rows, width)
-            config = dataclasses.replace(config, private_rows=private, mask_padding=False)
-            if predictor_of(config) is not None or stored_bytes(config, rows, width) <= budget:
-                found.append(config)
+    for method in registered_methods() if budget > exact else []:
+        for options in method.candidates(rows, width, budget - exact):
+            # Those that plan for themselves need to know the budget, the others have sizes already.
+            sizes = {} if method.predict is None else {"max_bytes": budget}
+            found.append((method, dataclasses.replace(options, private_rows=private, **sizes)))
     if not found:
         raise CompactConfigError(
             f"The budget is {budget:,} bytes, but the smallest candidate for a table of {rows:,} x {width:,} takes "
-            f"{_smallest(rows, width, private):,} bytes."
+            f"{_smallest(rows, width) + exact:,} bytes."
         )
     return found
 
 
-def stored_bytes_of_private_rows(width: int, count: int) -> int:
-    """Return the bytes of rows kept exactly: two a value, and four for the id."""
-    return count * (2 * width + 4)
-
-
-def _smallest(rows: int, width: int, private: int) -> int:
+def _smallest(rows: int, width: int) -> int:
     """Return the least budget that has a candidate, to within a hundredth."""
     low, high = 1, rows * width * 4
     while high > low * 1.01 + 1:
         middle = (low + high) // 2
-        some = any(config_class.candidates(rows, width, middle) for config_class in config_classes())
+        some = any(method.candidates(rows, width, middle) for method in registered_methods())
         low, high = (low, middle) if some else (middle, high)
-    return high + stored_bytes_of_private_rows(width, private)
+    return high
+
+
+@torch.no_grad()
+def _head_cost(structure: CompactEmbedding) -> float:
+    """Return the time of scoring one hidden state, over that of a product with the dense rows."""
+    dense = structure.dense()
+    hidden = torch.ones(1, structure.embedding_dim)
+
+    def least_time(score: Any) -> float:
+        times = []
+        for _ in range(_HEAD_TRIALS):
+            start = time.perf_counter()
+            score()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    return least_time(lambda: structure.project(hidden)) / least_time(lambda: hidden @ dense.T)
 
 
 class _Sample:
@@ -196,29 +189,33 @@ class _Sample:
         self.effective_rows = _effective_rows(weights.double().sqrt())
 
     @torch.no_grad()
-    def predict(self, config: StructureConfig) -> tuple[int, float]:
-        """Return the bytes of a fit to the whole table and the relative MSE to expect of it.
+    def predict(self, method: Method, options: StructureConfig) -> tuple[int, float, CompactEmbedding]:
+        """Return the bytes of a fit to the whole table, the relative MSE to expect of it, and a fit to the sample.
 
         Some methods know. Else: the more rows share the same tables, the worse they are served, so that the error of
         a fit to N rows grows about as e - c / N. Fits to the sample and to half of it give e and c.
         """
-        predictor = predictor_of(config)
-        if predictor is not None:
-            ids, place = self.ids.sort()
-            bytes_of_codes, decoded = predictor(config, self.source, ids)
-            private = stored_bytes_of_private_rows(self.table.shape[1], config.private_rows)
-            return bytes_of_codes + private, self._relative_error(decoded[place.argsort()])
-        stored = stored_bytes(config, self.rows, self.table.shape[1])
+        width = self.table.shape[1]
+        exact = options.private_rows * private_row_bytes(options, width)
+        if method.predict is not None:
+            ids, position = self.ids.sort()
+            budget = options.budget(self.rows, width)
+            left = None if budget is None else budget - exact
+            size, structure = method.predict(options, dataclasses.replace(self.source, max_bytes=left), ids)
+            return size + exact, self._relative_error(structure.dense()[position.argsort()]), structure
+        layout = method.structure.layout_for(options, self.rows, width)
+        stored = stored_bytes(options, layout, width) + exact
         size = len(self.table)
-        error = self._error(config, size)
+        structure = self._fitted(options, size)
+        error = self._relative_error(structure.dense())
         if size == self.rows:
-            return stored, error
-        grown = max(0.0, error - self._error(config, size // 2))
+            return stored, error, structure
+        grown = max(0.0, error - self._relative_error(self._fitted(options, size // 2).dense()))
         half, whole = _effective_rows(self.fit_weights[: size // 2]), _effective_rows(self.fit_weights)
-        return stored, error + grown * _share_to_come(1 / half, 1 / whole, 1 / self.effective_rows)
+        return stored, error + grown * _share_to_come(1 / half, 1 / whole, 1 / self.effective_rows), structure
 
-    def _error(self, config: StructureConfig, size: int) -> float:
-        """Return the relative MSE of a fit to the first rows of the sample."""
+    def _fitted(self, options: StructureConfig, size: int) -> CompactEmbedding:
+        """Return a fit to the first rows of the sample, none of them private."""
         counts = None if self.counts is None else self.counts[:size]
         source = FitSource(
             self.table[:size],
@@ -227,7 +224,7 @@ class _Sample:
             tied=self.source.tied,
             seed=self.seed,
         )
-        return self._relative_error(fit_structure(config.for_rows(size), source).dense())
+        return fit_structure(dataclasses.replace(options, private_rows=0), source)
 
     def _relative_error(self, decoded: Tensor) -> float:
         """Compare decoded rows with the first rows of the sample; those that are kept exactly have no error."""
@@ -245,11 +242,11 @@ def _draw(weights: Tensor | None, rows: int, seed: int) -> tuple[Tensor, Tensor]
         return order[:size], torch.full((size,), rows / size)
     heavy = weights[order].argsort(descending=True, stable=True)[: size // 2].sort().values
     others = torch.ones(rows, dtype=torch.bool).index_fill(0, heavy, False).nonzero().squeeze(1)[: size - size // 2]
-    places = torch.cat([heavy, others])
+    chosen = torch.cat([heavy, others])
     multiplicity = torch.ones(size)
     multiplicity[len(heavy) :] = (rows - len(heavy)) / len(others)
     mixed = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-    return order[places[mixed]], multiplicity[mixed]
+    return order[chosen[mixed]], multiplicity[mixed]
 
 
 def _effective_rows(weights: Tensor) -> float:

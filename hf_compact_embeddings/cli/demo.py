@@ -22,7 +22,7 @@ from ..compression import compress
 from ..evaluation.report import inspect
 from ..evaluation.sentences import agreement, sentence_vectors
 from ..modeling.errors import CompactEmbeddingsError
-from ..modeling.structure import StructureConfig
+from ..modeling.options import StructureConfig
 from ..modeling.structure_rotated import RotatedConfig
 from ..modeling.structure_scalar import ScalarConfig
 from ..modeling.structure_subspace import SubspaceConfig

@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import inspect
 
-from ..modeling.structure import StructureConfig, config_classes
+from ..fitting import registered_methods
+from ..modeling.options import StructureConfig
 from .outcome import Outcome
 
 
@@ -16,9 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """List every method of the registry."""
-    found = {config_class.method: _describe(config_class) for config_class in config_classes()}
+    found = {config_class.method: _describe(config_class) for config_class in _options_classes()}
     blocks = []
-    for config_class in config_classes():
+    for config_class in _options_classes():
         lines = [
             f"{config_class.method}  ({config_class.__name__})",
             *_indented(inspect.getdoc(config_class) or ""),
@@ -26,6 +27,10 @@ def run(options: argparse.Namespace) -> Outcome:
         defaults = [f"{field.name}={field.default!r}" for field in dataclasses.fields(config_class)]
         blocks.append("\n".join([*lines, "    Defaults: " + ", ".join(defaults)]))
     return Outcome({"methods": found}, "\n\n".join(blocks))
+
+
+def _options_classes() -> list[type[StructureConfig]]:
+    return [method.structure.options_class for method in registered_methods()]
 
 
 def _describe(config_class: type[StructureConfig]) -> dict[str, object]:

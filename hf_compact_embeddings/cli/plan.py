@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from ..checkpoints import load_dense, load_tokenizer
-from ..modeling.structure import StructureConfig
+from ..modeling.options import StructureConfig
 from ..planning import Plan, plan
 from ..token_statistics import token_weights
 from .arguments import TextFile, add_budget_arguments, add_token_arguments, budget_options, read_counts
 from .outcome import Outcome, table
 
 # What every method has, and what the size shows already.
-_HIDDEN = {"method", "format_version", "init", "storage_dtype", "coded_rows", "private_rows", "mask_padding"}
+_HIDDEN = {field.name for field in dataclasses.fields(StructureConfig)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,16 +50,16 @@ def _text(plans: list[Plan]) -> str:
     ]
     notes = [
         "predicted error: relative MSE, weighted by token frequency where counts are given",
-        "head: work of scoring all tokens, over that of a dense head; - where no head is tied",
+        "head: time to score one state against all tokens, over a dense head's, on a sample; - where no head is tied",
     ]
     return "\n".join([table(header, rows), "", *notes])
 
 
 def _name(config: StructureConfig) -> str:
-    default = type(config)().to_dict()
+    default = type(config)().to_json()
     shown = {
         name: value
-        for name, value in config.to_dict().items()
+        for name, value in config.to_json().items()
         if name not in _HIDDEN and isinstance(value, int | float | str) and value != default[name]
     }
     return " ".join([config.method, *(f"{name}={value}" for name, value in shown.items())])

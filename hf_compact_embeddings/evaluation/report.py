@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..fitting.spectrum import covariance, gap_db, shannon_bound
-from ..modeling.architectures import other_large_tables
+from ..modeling.architectures import dense_tables
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.structure import CompactEmbedding
@@ -35,7 +36,7 @@ class Report:
         parameter_reduction: per cent of the floats that are gone; the papers' count, which leaves out codes.
         bits_per_weight: 8 · compact_bytes / (V · D).
         private_rows: rows stored exactly.
-        collisions: coded rows that share all their codes with an earlier row.
+        collisions: rows that are looked up as exactly the vector of an earlier row.
         model_bytes: of the whole compact model as saved.
         other_tables: further dense matrices with a row a token, and their bytes: untied heads and their like.
         relative_mse: Σ|ê − e|² / Σ|e − ē|² over all rows.
@@ -110,8 +111,8 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
     dense_bytes = rows * width * (structure.dtype if table is None else table.dtype).itemsize
     floats = sum(parameter.numel() for parameter in structure.parameters())
     return Report(
-        method=structure.config.method,
-        options=structure.config.to_dict(),
+        method=structure.options.method,
+        options=structure.to_dict(),
         rows=rows,
         width=width,
         dense_bytes=dense_bytes,
@@ -120,12 +121,12 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
         byte_reduction=100 * (1 - structure.nbytes / dense_bytes),
         parameter_reduction=100 * (1 - floats / (rows * width)),
         bits_per_weight=8 * structure.nbytes / (rows * width),
-        private_rows=structure.config.private_rows,
-        collisions=structure.collisions(),
+        private_rows=structure.layout.private_rows,
+        collisions=count_collisions(structure),
         model_bytes=_saved_bytes(compact, structure),
         other_tables={
             name: tensor.numel() * tensor.element_size()
-            for name, tensor in other_large_tables(compact, structure).items()
+            for name, tensor in dense_tables(compact, rows).items()
         },
         **({} if table is None else fidelity(structure, table)),
     )
@@ -138,6 +139,16 @@ def _saved_bytes(compact: PreTrainedModel, structure: CompactEmbedding) -> int:
     state = {id(value): value for key, value in compact.state_dict(keep_vars=True).items() if key not in ignored}
     others = (tensor for key, tensor in state.items() if key not in inside)
     return structure.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in others)
+
+
+@torch.no_grad()
+def count_collisions(structure: CompactEmbedding) -> int:
+    """Return how many rows are looked up as exactly the vector of an earlier row, whatever the method."""
+    seen: set[bytes] = set()
+    for chunk in structure.dense_chunks():
+        # Adding zero makes one zero of the two.
+        seen.update(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in (chunk.float() + 0.0).cpu().numpy())
+    return structure.num_embeddings - len(seen)
 
 
 @torch.no_grad()

@@ -1,27 +1,25 @@
 """Where the bytes of block codes go: how axes are cut into blocks, and how many blocks each tier of rows has.
 
 A code a block takes a share of the error away that reverse water-filling within the block tells. Blocks and tiers are
-found at one price per bit, which is raised until everything stored fits into the budget.
+found at one price per bit (see `allocation`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..modeling.errors import CompactConfigError
-from ..modeling.tiered import basis_entries
-from .tiers import RowStatistics
+from .allocation import RowStatistics, code_lengths, cut_into_runs, fill_tiers, search_prices
 from .trellis import expected_distortion
 
 # k-means takes away about what an ideal code does with so much of its bits.
 _WORTH_OF_A_BIT = 7 / 8
 _WIDEST = 128
-_PRICES = 22
-_LOW, _HIGH = -40.0, 6.0
 _LEAST_BASIS_BITS = 2
 _PLAIN_BASIS_BITS = 16
 
@@ -54,17 +52,17 @@ class BlockPlan:
         rows: in each tier, the costliest first.
         blocks: that rows of each tier have codes for: the first ones.
         basis_bits: per entry of each axis (r,); empty where axes are stored as they are.
-        num_bytes: everything stored.
     """
 
     widths: tuple[int, ...]
     rows: tuple[int, ...]
     blocks: tuple[int, ...]
     basis_bits: tuple[int, ...]
-    num_bytes: int
 
 
-def plan_blocks(statistics: RowStatistics, max_bytes: int, tiers: int, sizes: BlockSizes) -> BlockPlan:
+def plan_blocks(
+    statistics: RowStatistics, max_bytes: int, tiers: int, sizes: BlockSizes, count_bytes: Callable[[BlockPlan], int]
+) -> BlockPlan:
     """Find the blocks and tiers with the least expected error within a budget.
 
     Args:
@@ -72,26 +70,21 @@ def plan_blocks(statistics: RowStatistics, max_bytes: int, tiers: int, sizes: Bl
         max_bytes: the budget.
         tiers: at most this many.
         sizes: what is stored.
+        count_bytes: of all that a plan stores.
     """
     planner = _Planner(statistics, tiers, sizes)
-    within: BlockPlan | None = None
-    beyond: BlockPlan | None = None
-    low, high = _LOW, _HIGH
-    for _ in range(_PRICES):
-        price = (low + high) / 2
-        plan = planner.plan(math.exp(price) * planner.scale)
-        if plan.num_bytes > max_bytes:
-            low, beyond = price, plan
-        else:
-            high, within = price, plan
-    if within is None:
-        needed = 0 if beyond is None else beyond.num_bytes
-        raise CompactConfigError(f"a budget of {max_bytes:,} bytes is too small: the smallest plan takes {needed:,}.")
-    within = _fill(within, max_bytes)
-    if beyond is None or len(beyond.rows) >= tiers:
+    found = search_prices(planner.plan, count_bytes, max_bytes, planner.scale)
+    if not found.within:
+        raise CompactConfigError(f"`max_bytes` is {max_bytes:,}, but the smallest plan takes {found.needed:,} bytes.")
+    within = found.within[-1]
+    lengths = code_lengths(within.rows) or (0,)
+    row_bits = [8 * count + length for count, length in zip(within.blocks, lengths, strict=True)]
+    spare = 8 * (max_bytes - count_bytes(within))
+    within = dataclasses.replace(within, rows=fill_tiers(within.rows, row_bits, spare))
+    if found.beyond is None or len(found.beyond.rows) >= tiers:
         return within
     # Where one more block is too much for all rows, some rows can have it: a tier is left for that.
-    split = planner.split(beyond, max_bytes)
+    split = planner.split(found.beyond, max_bytes, count_bytes)
     return within if split is None or planner.gained(split) < planner.gained(within) else split
 
 
@@ -126,14 +119,12 @@ class _Planner:
             axes = sum(widths[:count])
             taken[:axes] += self.variances[begin:end, :axes].sum(0)
         bits = self._basis_bits(taken, price)
-        plan = BlockPlan(
+        return BlockPlan(
             widths=tuple(widths[: max(blocks)]),
             rows=tuple(self.ends[ends].diff().tolist()),
             blocks=tuple(blocks),
             basis_bits=tuple(bits.tolist()) if self.sizes.coded_basis else (),
-            num_bytes=0,
         )
-        return dataclasses.replace(plan, num_bytes=count_bytes(plan, self.width, self.sizes))
 
     def gained(self, plan: BlockPlan) -> float:
         """Return about what the codes of a plan take off the error; tiers may end within bins."""
@@ -146,22 +137,30 @@ class _Planner:
             begin += rows
         return total
 
-    def split(self, plan: BlockPlan, max_bytes: int) -> BlockPlan | None:
+    def split(
+        self, plan: BlockPlan, max_bytes: int, count_bytes: Callable[[BlockPlan], int]
+    ) -> BlockPlan | None:
         """Take codes of the cheapest rows of the largest tier until a plan fits into the budget, if that can be."""
         tier = max(range(len(plan.rows)), key=lambda index: plan.rows[index])
-        rows, blocks = list(plan.rows), list(plan.blocks)
-        rows[tier : tier + 1] = [rows[tier] - 1, 1]
-        blocks[tier : tier + 1] = [blocks[tier], 0]
-        found = dataclasses.replace(plan, rows=tuple(rows), blocks=tuple(blocks))
-        excess = count_bytes(found, self.width, self.sizes) + plan.blocks[tier] - max_bytes
-        step = -(-excess // (plan.rows[tier] - 1)) if plan.rows[tier] > 1 else 0
-        if not 0 < step <= plan.blocks[tier]:
+
+        def taking(moved: int, step: int) -> BlockPlan:
+            rows, blocks = list(plan.rows), list(plan.blocks)
+            rows[tier : tier + 1] = [rows[tier] - moved, moved]
+            blocks[tier : tier + 1] = [blocks[tier], blocks[tier] - step]
+            return dataclasses.replace(plan, rows=tuple(rows), blocks=tuple(blocks))
+
+        if plan.rows[tier] < 2:
             return None
-        moved = -(-excess // step)
-        rows[tier : tier + 2] = [plan.rows[tier] - moved, moved]
-        blocks[tier + 1] -= step - plan.blocks[tier]
-        found = dataclasses.replace(plan, rows=tuple(rows), blocks=tuple(blocks))
-        return dataclasses.replace(found, num_bytes=count_bytes(found, self.width, self.sizes))
+        # Half of the tier's rows or one row: how long the tiers' codewords are depends on it a little.
+        for guess in (plan.rows[tier] // 2, 1):
+            excess = count_bytes(taking(guess, 0)) - max_bytes
+            step = -(-excess // (plan.rows[tier] - 1))
+            if not 0 < step <= plan.blocks[tier]:
+                continue
+            found = taking(min(plan.rows[tier] - 1, -(-excess // step)), step)
+            if count_bytes(found) <= max_bytes:
+                return found
+        return None
 
     def _basis_bits(self, variances: Tensor, price: float) -> Tensor:
         """Return the bits an entry that pay for axes of some variance (r,)."""
@@ -204,31 +203,8 @@ class _Planner:
         summed = torch.cat([torch.zeros(1, summed.shape[1], dtype=torch.float64), summed.cumsum(0)])
         gained, blocks = (summed[None] - summed[:, None]).max(2)
         tier_cost = price * 8 * self.sizes.float_bytes * self.width
-        worth = (gained - tier_cost).tolist()
-        best: dict[int, tuple[float, list[int]]] = {0: (0.0, [0])}
-        found: tuple[float, list[int]] = (-math.inf, [])
-        for _ in range(min(self.tiers, bins)):
-            reached: dict[int, tuple[float, list[int]]] = {}
-            for begin, (value, ends) in best.items():
-                for end in range(begin + 1, bins + 1):
-                    if value + worth[begin][end] > reached.get(end, (-math.inf, []))[0]:
-                        reached[end] = (value + worth[begin][end], [*ends, end])
-            best = reached
-            found = max(found, best.get(bins, found), key=lambda option: option[0])
-        ends = found[1]
+        ends = cut_into_runs((tier_cost - gained)[:-1].tolist(), self.tiers)
         return ends, [int(blocks[begin, end]) for begin, end in zip(ends, ends[1:], strict=False)]
-
-
-def count_bytes(plan: BlockPlan, width: int, sizes: BlockSizes) -> int:
-    """Return everything that a plan stores."""
-    rank, tiers = sum(plan.widths), len(plan.rows)
-    codes = sum(rows * blocks for rows, blocks in zip(plan.rows, plan.blocks, strict=True))
-    tags = -(-sum(plan.rows) * (tiers - 1).bit_length() // 8)
-    codebooks = rank * (sizes.entries * sizes.value_bytes + sizes.axis_bytes)
-    basis = sum(basis_entries(width, bits) * bits // 8 for bits in plan.basis_bits)
-    if not sizes.coded_basis:
-        basis = rank * width * sizes.float_bytes
-    return codes + tags + codebooks + basis + tiers * width * sizes.float_bytes
 
 
 def code_gains(variances: Tensor, widest: int, bits: float) -> Tensor:
@@ -256,15 +232,3 @@ def code_gains(variances: Tensor, widest: int, bits: float) -> Tensor:
 def _windows(values: Tensor, widest: int, beyond: float) -> Tensor:
     """Return values i to i + widest of a list (D,) in row i (D, widest), filled up with `beyond`."""
     return torch.nn.functional.pad(values, (0, widest - 1), value=beyond).unfold(0, widest, 1)
-
-
-def _fill(plan: BlockPlan, max_bytes: int) -> BlockPlan:
-    """Spend what is left of the budget by moving rows to the tier before theirs."""
-    rows, spent = list(plan.rows), plan.num_bytes
-    for tier in range(len(rows) - 1):
-        step = plan.blocks[tier] - plan.blocks[tier + 1]
-        if step > 0:
-            moved = min(rows[tier + 1] - 1, (max_bytes - spent) // step)
-            rows[tier], rows[tier + 1] = rows[tier] + moved, rows[tier + 1] - moved
-            spent += moved * step
-    return dataclasses.replace(plan, rows=tuple(rows), num_bytes=spent)

@@ -1,7 +1,7 @@
-"""Centres that rows share: what a row has in common with its likes, told in a few bits.
+"""Centroids that rows share: what a row has in common with its likes, said in a few bits.
 
-Names of clusters differ in length, and a row takes the centre that is worth its name at the price of a bit: rows that
-hardly count all end up with what is named shortest.
+Codewords of clusters differ in length, and a row takes the centroid that is worth its codeword at the price of a bit:
+rows that hardly count all end up with the shortest one (entropy-constrained vector quantisation).
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ..modeling.prefix_codes import named_bytes
+from .allocation import code_lengths
 from .kmeans import kmeans
-from .name_lengths import name_lengths
 from .principal_axes import PrincipalAxes
-from .tiers import CentreStatistics
+from .tier_plan import CentroidStatistics
 
-# Further axes hold little of what rows have in common: centres fitted to them would be fitted to single rows.
+# Further axes hold little of what rows have in common: centroids fitted to them would be fitted to single rows.
 _AXES = 64
 _ITERATIONS = 20
 _ROUNDS = 12
 _CHUNK = 8192
-# Of rows to centres: 2^22 float32 values are 16 MB.
+# Of rows to centroids: 2^22 float32 values are 16 MB.
 _DISTANCES_PER_CHUNK = 1 << 22
 
 
@@ -32,28 +31,28 @@ class Clusters:
 
     Attributes:
         of_row: the cluster of each row (V,), int64.
-        points: coordinates (K, D) of the centres in the principal axes, 0 beyond the first ones; float64. Those that
-            most rows name come first.
+        points: coordinates (K, D) of the centroids in the principal axes, 0 beyond the first ones; float64. Those of
+            most rows come first.
     """
 
     of_row: Tensor
     points: Tensor
 
-    def statistics(self, weights: Tensor) -> CentreStatistics:
+    def statistics(self, weights: Tensor) -> CentroidStatistics:
         """Return what planning needs to know, where the rows weigh (V,)."""
-        num_bytes = named_bytes(self._named(), self.name_lengths())
-        return CentreStatistics(len(self.points), self.weights(weights) @ self.points.square(), num_bytes)
+        return CentroidStatistics(len(self.points), self.weights(weights) @ self.points.square())
 
     def weights(self, weights: Tensor) -> Tensor:
         """Return the weight of each cluster (K,), float64."""
         return torch.zeros(len(self.points)).double().index_add(0, self.of_row, weights.double())
 
-    def name_lengths(self) -> tuple[int, ...]:
-        """Return the bits of each cluster's name, the shortest first."""
-        return tuple(sorted(name_lengths(self._named())))
-
-    def _named(self) -> list[int]:
+    def sizes(self) -> list[int]:
+        """Return how many rows each cluster has."""
         return torch.bincount(self.of_row, minlength=len(self.points)).tolist()
+
+    def code_lengths(self) -> tuple[int, ...]:
+        """Return the bits of each cluster's codeword, the shortest first."""
+        return tuple(sorted(code_lengths(self.sizes())))
 
 
 def find_clusters(table: Tensor, axes: PrincipalAxes, count: int, seed: int) -> Clusters | None:
@@ -61,44 +60,44 @@ def find_clusters(table: Tensor, axes: PrincipalAxes, count: int, seed: int) -> 
     points = _points(table, axes)
     generator = torch.Generator().manual_seed(seed)
     cpu = torch.device("cpu")
-    centres, of_row = kmeans(points.unsqueeze(1), count, None, generator, _ITERATIONS, cpu, "Clustering rows")
-    return _in_order(of_row.squeeze(1).long(), centres[0], table.shape[1])
+    centroids, of_row = kmeans(points.unsqueeze(1), count, None, generator, _ITERATIONS, cpu, "Clustering rows")
+    return _in_order(of_row.squeeze(1).long(), centroids[0], table.shape[1])
 
 
-def price_names(
+def choose_clusters(
     clusters: Clusters, table: Tensor, axes: PrincipalAxes, weights: Tensor, price: float
 ) -> Clusters | None:
-    """Let rows (V, D) choose among the centres by error and by the length of the name; unused centres are dropped.
+    """Let rows (V, D) choose among the centroids by error and by codeword length; unused centroids are dropped.
 
-    None where all rows end up with the same centre: then the mean of their tier says as much.
+    None where all rows end up with the same centroid: then the mean of their tier says as much.
 
     Args:
         clusters: to start from.
         table: the rows.
-        axes: in which the centres are.
+        axes: in which the centroids are.
         weights: what the squared error of a row costs (V,).
         price: what a bit costs.
     """
     points, weights = _points(table, axes), weights.float()
-    of_row, centres = clusters.of_row, clusters.points[:, : points.shape[1]].float()
+    of_row, centroids = clusters.of_row, clusters.points[:, : points.shape[1]].float()
     for _ in range(_ROUNDS):
-        named = torch.bincount(of_row, minlength=len(centres)).float()
-        kept = named > 0
-        centres, named = centres[kept], named[kept]
-        costs = (named.sum() / named).log2() * price
-        half_norms = centres.square().sum(1) / 2
-        step = max(1, _DISTANCES_PER_CHUNK // len(centres))
+        sizes = torch.bincount(of_row, minlength=len(centroids)).float()
+        kept = sizes > 0
+        centroids, sizes = centroids[kept], sizes[kept]
+        costs = (sizes.sum() / sizes).log2() * price
+        half_norms = centroids.square().sum(1) / 2
+        step = max(1, _DISTANCES_PER_CHUNK // len(centroids))
         chosen = [
-            (weight[:, None] * 2 * (half_norms - rows @ centres.T) + costs).argmin(1)
+            (weight[:, None] * 2 * (half_norms - rows @ centroids.T) + costs).argmin(1)
             for rows, weight in zip(points.split(step), weights.split(step), strict=True)
         ]
         before, of_row = of_row, torch.cat(chosen)
-        mass = torch.zeros(len(centres)).index_add(0, of_row, weights)
-        sums = torch.zeros_like(centres).index_add(0, of_row, points * weights[:, None])
-        centres = torch.where(mass[:, None] > 0, sums / mass.clamp(min=1e-30)[:, None], centres)
+        mass = torch.zeros(len(centroids)).index_add(0, of_row, weights)
+        sums = torch.zeros_like(centroids).index_add(0, of_row, points * weights[:, None])
+        centroids = torch.where(mass[:, None] > 0, sums / mass.clamp(min=1e-30)[:, None], centroids)
         if torch.equal(of_row, before):
             break
-    return _in_order(of_row, centres, table.shape[1])
+    return _in_order(of_row, centroids, table.shape[1])
 
 
 def _points(table: Tensor, axes: PrincipalAxes) -> Tensor:
@@ -107,14 +106,14 @@ def _points(table: Tensor, axes: PrincipalAxes) -> Tensor:
     return torch.cat([((rows.double() - axes.mean) @ first).float() for rows in table.split(_CHUNK)])
 
 
-def _in_order(of_row: Tensor, centres: Tensor, width: int) -> Clusters | None:
-    """Put the centres that most rows name first, and leave out those that none does. One alone says nothing."""
-    named = torch.bincount(of_row, minlength=len(centres))
-    order = named.argsort(descending=True, stable=True)
-    order = order[: int((named > 0).sum())]
+def _in_order(of_row: Tensor, centroids: Tensor, width: int) -> Clusters | None:
+    """Put the centroids of most rows first, and leave out those of none. One alone says nothing."""
+    sizes = torch.bincount(of_row, minlength=len(centroids))
+    order = sizes.argsort(descending=True, stable=True)
+    order = order[: int((sizes > 0).sum())]
     if len(order) < 2:
         return None
-    places = torch.empty(len(centres), dtype=torch.int64)
-    places[order] = torch.arange(len(order))
-    points = torch.nn.functional.pad(centres[order].double(), (0, width - centres.shape[1]))
-    return Clusters(places[of_row], points)
+    ranks = torch.empty(len(centroids), dtype=torch.int64)
+    ranks[order] = torch.arange(len(order))
+    points = torch.nn.functional.pad(centroids[order].double(), (0, width - centroids.shape[1]))
+    return Clusters(ranks[of_row], points)

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import torch
 from torch import Tensor
 
-from ..modeling.errors import config_error
+from ..modeling.errors import CompactConfigError, config_error
 from ..modeling.structure_factorized import FactorizedConfig, FactorizedEmbedding
 from .autoencoder import PAPER_PRESET, AutoencoderOptions, fit_autoencoder
-from .factorization import Algorithm, Factors, fit_svd, quantise_rows, row_chunks, with_row_norms
-from .source import FitSource, empty_structure, fits
+from .factorization import Factors, fit_svd, quantise_rows, row_chunks, with_row_norms
+from .methods import Need, empty_structure, register_method
+from .source import FitSource
 from .spectrum import metric_roots
 
 _LOSS_TERMS = {"cosine": "cosine_loss", "power": "power_loss", "rmse": "rmse_loss"}
 
 
-@fits(FactorizedConfig)
-def fit_factorized(config: FactorizedConfig, source: FitSource) -> FactorizedEmbedding:
+def fit_factorized(options: FactorizedConfig, source: FitSource) -> FactorizedEmbedding:
     """Fit codes and decoder to a dense table."""
-    structure = empty_structure(config, source)
-    assert isinstance(structure, FactorizedEmbedding)
-    weights = source.row_weights(config.frequency_power)
+    structure: FactorizedEmbedding = empty_structure(options, source)
+    weights = source.row_weights(options.frequency_power)
     table, back = source.table, None
-    if config.metric == "sensitivity":
+    if options.metric == "sensitivity":
         if source.metric is None:
-            raise config_error("metric", config.metric, "it needs `texts` and a `tokenizer`")
+            raise config_error("metric", options.metric, "it needs `texts` and a `tokenizer`")
         root, back = (matrix.float() for matrix in metric_roots(source.metric, table.shape[1]))
         table = torch.empty_like(table, dtype=torch.float32)
         for rows, chunk in row_chunks(source.table):
             torch.matmul(chunk, root.to(chunk.device), out=table[rows])
-    if config.fit == "svd":
-        algorithm: Algorithm = "exact" if config.algorithm == "exact" else "gram"
-        factors = fit_svd(table, structure.rank, weights, algorithm=algorithm, device=source.device)
+    if options.fit == "svd":
+        factors = fit_svd(table, structure.layout.rank, weights, device=source.device)
     else:
-        options = autoencoder_options(config)
-        factors = fit_autoencoder(table, structure.rank, options, weights, source.seed, source.device)
+        settings = autoencoder_options(options)
+        factors = fit_autoencoder(table, structure.layout.rank, settings, weights, source.seed, source.device)
     if back is not None:
         factors = _times(factors, back.to(factors.codes.device))
-    if config.restore_norm:
+    if options.restore_norm:
         factors = with_row_norms(source.table, factors)
     _store(structure, factors)
     return structure
@@ -69,7 +68,7 @@ def _store(structure: FactorizedEmbedding, factors: Factors) -> None:
         tensors["hidden_weight"] = factors.hidden.weight
         tensors["hidden_bias"] = factors.hidden.bias
         tensors["hidden_decoder"] = factors.hidden.decoder
-    if structure.config.int8_codes:
+    if structure.layout.int8_codes:
         structure.set_int8_codes(*quantise_rows(factors.codes))
     else:
         tensors["codes"] = factors.codes
@@ -77,3 +76,20 @@ def _store(structure: FactorizedEmbedding, factors: Factors) -> None:
         for name, value in tensors.items():
             if value is not None:
                 structure.get_parameter(name).copy_(value)
+
+
+def _candidates(rows: int, width: int, max_bytes: int) -> list[FactorizedConfig]:
+    """Return the highest rank that fits, in float16 and in 8 bits; by SVD, whose error is the least."""
+    found = []
+    for int8_codes in (False, True) if width > 1 else ():
+        with contextlib.suppress(CompactConfigError):
+            options = FactorizedConfig(fit="svd", int8_codes=int8_codes)
+            found.append(dataclasses.replace(options, rank=options.rank_for_bytes(rows, width, max_bytes)))
+    return found
+
+
+def _needs(options: FactorizedConfig) -> frozenset[Need]:
+    return frozenset({"sensitivity"} if options.metric == "sensitivity" else ()) | {"counts"}
+
+
+register_method(structure=FactorizedEmbedding, fit=fit_factorized, needs=_needs, candidates=_candidates)

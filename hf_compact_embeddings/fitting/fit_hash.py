@@ -16,8 +16,9 @@ from torch import Tensor
 from ..modeling.errors import CompactConfigError, config_error
 from ..modeling.hash_variants import CHUNK_ENTRIES, AddVariant, BucketVariant, LinearVariant, PoolVariant, ProjVariant
 from ..modeling.hashing import SIGNATURE_BITS, WordHasher, expand_bits, unpack_signatures
-from ..modeling.structure_hashed import HashConfig, HashEmbedding
-from .source import FitSource, empty_structure, fits
+from ..modeling.structure_hash import HashConfig, HashEmbedding
+from .methods import empty_structure, register_method
+from .source import FitSource
 
 _ROWS_PER_CHUNK = 4096
 # Of the largest eigenvalue: directions below it are those that the features do not have.
@@ -26,20 +27,18 @@ _SMALLEST_SHARE = 1e-7
 _Chunks = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 
-@fits(HashConfig)
-def fit_hash(config: HashConfig, source: FitSource) -> HashEmbedding:
+def fit_hash(options: HashConfig, source: FitSource) -> HashEmbedding:
     """Hash the tokens and fit what the variant learns to a dense table."""
-    if config.source is None:
-        config = dataclasses.replace(config, source="vocabulary")
-    if config.source != "vocabulary":
-        raise config_error("source", config.source, 'a dense table has a vocabulary: fit it with "vocabulary"')
-    structure = empty_structure(config, source)
-    assert isinstance(structure, HashEmbedding)
+    if options.source is None:
+        options = dataclasses.replace(options, source="vocabulary")
+    if options.source != "vocabulary":
+        raise config_error("source", options.source, 'a dense table has a vocabulary: fit it with "vocabulary"')
+    structure: HashEmbedding = empty_structure(options, source)
     # What no row asks for, such as an empty bucket, keeps its start.
     for parameter in structure.parameters():
         parameter.zero_()
     _hash_tokens(structure, source)
-    weights = source.row_weights(config.frequency_power)
+    weights = source.row_weights(options.frequency_power)
     weights = torch.ones(len(source.table)) if weights is None else weights
     mean = weights.double() @ source.table.double().cpu() / weights.double().sum()
     structure.generic_vector.copy_(mean)
@@ -55,7 +54,7 @@ def fit_hash(config: HashConfig, source: FitSource) -> HashEmbedding:
 
 def _hash_tokens(structure: HashEmbedding, source: FitSource) -> None:
     """Store the bits of the tokens' strings, as they stand in the vocabulary."""
-    settings = structure.config.hash_settings
+    settings = structure.options.hash_settings
     if source.token_strings is None:
         if settings.hashing == "lsh":
             raise CompactConfigError("`tokenizer` is missing: `hashing` 'lsh' depends on how the tokens are written.")
@@ -64,8 +63,8 @@ def _hash_tokens(structure: HashEmbedding, source: FitSource) -> None:
     if settings.pieces is not None:
         raise config_error("pieces", settings.pieces, "tokens of a vocabulary are hashed by their n-grams")
     hasher = WordHasher(settings)
-    for start in range(0, structure.coded_rows, _ROWS_PER_CHUNK):
-        strings = source.token_strings[start : min(start + _ROWS_PER_CHUNK, structure.coded_rows)]
+    for start in range(0, structure.layout.coded_rows, _ROWS_PER_CHUNK):
+        strings = source.token_strings[start : min(start + _ROWS_PER_CHUNK, structure.layout.coded_rows)]
         if settings.hashing == "md":
             bits = expand_bits(torch.tensor([hasher.word_id(string) for string in strings]))
         else:
@@ -75,8 +74,8 @@ def _hash_tokens(structure: HashEmbedding, source: FitSource) -> None:
 
 def _chunks(structure: HashEmbedding, source: FitSource, weights: Tensor, mean: Tensor) -> _Chunks:
     """Yield bits (n, 128), what is left of the rows without their mean (n, D), and weights (n,)."""
-    for start in range(0, structure.coded_rows, _ROWS_PER_CHUNK):
-        rows = slice(start, min(start + _ROWS_PER_CHUNK, structure.coded_rows))
+    for start in range(0, structure.layout.coded_rows, _ROWS_PER_CHUNK):
+        rows = slice(start, min(start + _ROWS_PER_CHUNK, structure.layout.coded_rows))
         ids = torch.arange(rows.start, rows.stop)
         residual = source.table[rows].float().cpu() - mean
         yield structure.bits_of(ids), residual, weights[rows]
@@ -146,3 +145,12 @@ def _least_squares(
     solution = (vectors[:, kept] / values[kept]) @ (vectors[:, kept].T @ moment)
     solution = solution.float()
     return (solution[:-1], solution[-1]) if intercept else (solution, 0.0)
+
+
+# Never a candidate: hashes carry no meaning.
+register_method(
+    structure=HashEmbedding,
+    fit=fit_hash,
+    needs=lambda options: frozenset({"counts", "token_strings"}),
+    candidates=lambda rows, width, max_bytes: [],
+)

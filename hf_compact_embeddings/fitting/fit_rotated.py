@@ -1,152 +1,271 @@
-"""Fit rotated embeddings: axes, tiers and trellis codes within a budget of bytes."""
+"""Fit rotated embeddings: axes, tiers and trellis codes within a budget of bytes.
+
+The way of a row: its coordinates in the principal axes of the weighted table (`principal_axes`); its tier and the bits
+of each axis there (`tier_plan`); with clusters, its centroid (`clusters`); and the ring of bits whose values come
+closest to what is left (`trellis`). All of it is written straight into the structure.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
-from ..modeling.configuration import STORAGE_DTYPES
 from ..modeling.errors import config_error
-from ..modeling.prefix_codes import named_bytes
-from ..modeling.structure_rotated import RotatedConfig, RotatedEmbedding
+from ..modeling.huffman import coded_bytes
+from ..modeling.options import STORAGE_DTYPES
+from ..modeling.structure_rotated import (
+    RingOrder,
+    RotatedConfig,
+    RotatedEmbedding,
+    RotatedLayout,
+    length_counts_of,
+)
+from ..modeling.tiered import TieredConfig
 from . import trellis
-from .name_lengths import name_lengths
-from .recoding import StoredAxes
-from .rotated_codes import RotatedCodes, fit_rotated_codes
-from .source import FitSource, empty_structure, fits, predicts, recodes
+from .allocation import code_lengths, row_statistics
+from .clusters import Clusters, choose_clusters, find_clusters
+from .coded_basis import basis_bytes, store_basis
+from .methods import Need, empty_structure, register_method, stored_bytes
+from .principal_axes import PrincipalAxes, mean_row, principal_axes, row_costs
+from .source import FitSource
+from .tier_plan import TierPlan, plan_tiers
+
+logger = logging.get_logger(__name__)
 
 # Powers of the token frequency for bits and for axes, with and without an output head that scores through the table.
 _POWERS = {False: (0.3, 0.75), True: (0.75, 1.0)}
-_ROUNDS = 4
 _CHUNK = 8192
+# What a bit costs depends on the clusters, and they on it.
+_ROUNDS_OF_CLUSTERS = 2
+# At the full price rows that were hardly counted would lose their clusters, which other texts would miss.
+_SHARE_OF_PRICE = 0.5
 
 
-@fits(RotatedConfig)
-def fit_rotated(config: RotatedConfig, source: FitSource) -> RotatedEmbedding:
+@dataclasses.dataclass(frozen=True)
+class TableWeights:
+    """What rows weigh when bits are given out, and for axes, means and gains: both (V,)."""
+
+    bits: Tensor
+    axes: Tensor
+
+
+def table_weights(options: TieredConfig, source: FitSource) -> TableWeights:
+    """Return the weights of a source's rows by the powers that were asked for, or those that do best."""
+    powers = zip((options.frequency_power, options.axis_power), _POWERS[source.tied], strict=True)
+    bits, axes = (source.row_weights(default if given is None else given) for given, default in powers)
+    bits = torch.ones(len(source.table)) if bits is None else bits
+    return TableWeights(bits, bits if axes is None else axes)
+
+
+def weighted_axes(options: TieredConfig, source: FitSource, weights: TableWeights) -> PrincipalAxes:
+    """Return the principal axes in the metric that was asked for."""
+    if options.metric == "sensitivity" and source.metric is None:
+        raise config_error("metric", options.metric, "it needs `texts` and a `tokenizer`")
+    return principal_axes(source.table, weights.axes, source.metric if options.metric == "sensitivity" else None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Frame:
+    """What is known before any row is coded.
+
+    Attributes:
+        weights: of the rows.
+        axes: principal ones.
+        order: rows, the costliest first (V,).
+        plan: where bits go.
+        clusters: that rows belong to.
+    """
+
+    weights: TableWeights
+    axes: PrincipalAxes
+    order: Tensor
+    plan: TierPlan
+    clusters: Clusters | None
+
+
+def fit_rotated(options: RotatedConfig, source: FitSource) -> RotatedEmbedding:
     """Fit to a dense table."""
-    if config.metric == "sensitivity" and source.metric is None:
-        raise config_error("metric", config.metric, "it needs `texts` and a `tokenizer`")
-    rows, width = source.table.shape
-    budget = config.budget(rows, width)
-    structure = _fitted(config, source, budget)
-    if config.basis == "coded":
-        return structure
-    # The plan counts coded axes; plain ones take more, which has to come from somewhere.
-    spent = budget
-    for _ in range(_ROUNDS):
-        excess = structure.nbytes - structure.private_bytes - budget
-        if excess <= 0:
-            break
-        spent -= excess
-        if spent <= 0:
-            needed = structure.basis.nbytes if structure.basis is not None else 0
-            raise config_error("basis", config.basis, f"its {needed:,} bytes leave nothing of a budget of {budget:,}")
-        structure = _fitted(config, source, spent)
-    return structure
+    return _coded(options, source, _framed(options, source), None)
 
 
-@predicts(RotatedConfig)
-def predict_rotated(config: RotatedConfig, source: FitSource, ids: Tensor) -> tuple[int, Tensor]:
+def predict_rotated(options: RotatedConfig, source: FitSource, ids: Tensor) -> tuple[int, RotatedEmbedding]:
     """Plan for the whole table, and code the rows `ids` only."""
-    budget = config.budget(*source.table.shape)
-    codes = _codes(config, source, budget, ids)
-    part = dataclasses.replace(config, private_rows=0, coded_rows=None)
-    structure = as_structure(codes, part, FitSource(source.table[ids]))
-    return codes.plan.num_bytes, structure.dense()
-
-
-def _fitted(config: RotatedConfig, source: FitSource, budget: int) -> RotatedEmbedding:
-    return as_structure(_codes(config, source, budget, None), config, source)
-
-
-def _codes(config: RotatedConfig, source: FitSource, budget: int, only: Tensor | None) -> RotatedCodes:
-    bits_power, axis_power = _POWERS[source.tied]
-    return fit_rotated_codes(
-        source.table,
-        budget,
-        weights=source.row_weights(bits_power if config.frequency_power is None else config.frequency_power),
-        axis_weights=source.row_weights(axis_power if config.axis_power is None else config.axis_power),
-        metric=source.metric if config.metric == "sensitivity" else None,
-        tiers=config.tiers,
-        clusters=config.most_clusters(len(source.table)),
-        max_window_bits=config.max_window_bits,
-        float_bytes=STORAGE_DTYPES[config.storage_dtype].itemsize,
-        only=only,
-        seed=source.seed,
+    frame = _framed(options, source)
+    width = source.table.shape[1]
+    return stored_bytes(options, _layout(options, frame.plan, frame.clusters, width), width), _coded(
+        options, source, frame, ids
     )
 
 
-def as_structure(codes: RotatedCodes, config: RotatedConfig, source: FitSource) -> RotatedEmbedding:
-    """Return the structure that holds the codes."""
-    stored = dataclasses.replace(
-        config,
-        tier_rows=codes.plan.sizes,
-        tier_tag_lengths=name_lengths(codes.plan.sizes),
-        tier_bytes=tuple(sum(bits) // 8 for bits in codes.plan.bits),
-        rank=len(codes.plan.basis_bits),
-        basis_bytes=sum(code.numel() for code in codes.basis_codes) if config.basis == "coded" else 0,
-        clusters=codes.plan.clusters,
-        cluster_bytes=sum(codes.plan.cluster_bits) // 8,
-        **_names_of_clusters(codes),
+def _framed(options: RotatedConfig, source: FitSource) -> _Frame:
+    """Find axes, the clusters at the price that bits have there, and where bits go."""
+    weights = table_weights(options, source)
+    axes = weighted_axes(options, source, weights)
+    count = options.most_clusters(len(source.table))
+    clusters = find_clusters(source.table, axes, count, source.seed) if count else None
+    order, plan, worth = _planned(options, source, weights, axes, clusters)
+    for _ in range(_ROUNDS_OF_CLUSTERS):
+        if clusters is not None:
+            clusters = choose_clusters(clusters, source.table, axes, worth, _SHARE_OF_PRICE * plan.price)
+            order, plan, worth = _planned(options, source, weights, axes, clusters)
+    return _Frame(weights, axes, order, plan, clusters)
+
+
+def _planned(
+    options: RotatedConfig, source: FitSource, weights: TableWeights, axes: PrincipalAxes, clusters: Clusters | None
+) -> tuple[Tensor, TierPlan, Tensor]:
+    """Return the rows (V,), the costliest first, and where bits go: both by how far rows are from their centroids.
+
+    Beside it, what an error of each row's centroid costs (V,): rows with bits of their own make up for it with a few
+    more of them, and so all weigh as the first row without.
+    """
+    table = source.table
+    rows, width = table.shape
+    rest = table if clusters is None else table - (clusters.points @ axes.basis).to(table)[clusters.of_row]
+    costs = row_costs(rest, weights.bits, axes)
+    order = costs.argsort(descending=True, stable=True)
+    plan = plan_tiers(
+        row_statistics(rest, weights.bits, order, axes.mean, axes.project),
+        options.default_budget(rows, width) if source.max_bytes is None else source.max_bytes,
+        options.tiers,
+        options.float_bytes,
+        lambda plan: stored_bytes(options, _layout(options, plan, clusters, width), width),
+        None if clusters is None else clusters.statistics(weights.bits),
     )
-    structure = empty_structure(stored, source)
-    assert isinstance(structure, RotatedEmbedding)
-    _store(structure, codes)
+    served = sum(size for size, bits in zip(plan.sizes, plan.bits, strict=True) if any(bits))
+    most = costs[order[min(served, len(order) - 1)]]
+    return order, plan, weights.bits * (most / costs.clamp(min=1e-300)).clamp(max=1.0)
+
+
+def _layout(options: RotatedConfig, plan: TierPlan, clusters: Clusters | None, width: int) -> RotatedLayout:
+    """Return the sizes of all that a plan stores."""
+
+    def window(bits: tuple[int, ...]) -> int:
+        return trellis.window_bits_for(sum(bits), options.max_window_bits) if any(bits) else 0
+
+    lengths = () if clusters is None else clusters.code_lengths()
+    return RotatedLayout(
+        coded_rows=sum(plan.sizes),
+        tier_rows=plan.sizes,
+        tier_code_lengths=code_lengths(plan.sizes),
+        tier_bytes=tuple(sum(bits) // 8 for bits in plan.bits),
+        tier_window_bits=tuple(window(bits) for bits in plan.bits),
+        rank=len(plan.basis_bits),
+        basis_bytes=basis_bytes(plan.basis_bits, width) if options.basis == "coded" else 0,
+        clusters=len(lengths),
+        cluster_bytes=sum(plan.cluster_bits) // 8,
+        cluster_window_bits=window(plan.cluster_bits),
+        cluster_length_counts=length_counts_of(lengths),
+        cluster_index_bytes=0 if clusters is None else coded_bytes(clusters.sizes(), lengths),
+    )
+
+
+def _coded(options: RotatedConfig, source: FitSource, frame: _Frame, only: Tensor | None) -> RotatedEmbedding:
+    """Return the structure of all rows, or of the sorted rows `only` as part of the whole table's plan."""
+    table, plan, clusters = source.table, frame.plan, frame.clusters
+    members = [ids.sort().values for ids in frame.order.split(list(plan.sizes))]
+    part = source
+    if only is not None:
+        members = [ids[torch.isin(ids, only)] for ids in members]
+        plan = dataclasses.replace(plan, sizes=tuple(map(len, members)))
+        part = FitSource(table[only])
+    stored = clusters
+    if clusters is not None and only is not None:
+        stored = dataclasses.replace(clusters, of_row=clusters.of_row[only])
+    structure: RotatedEmbedding = empty_structure(options, part, _layout(options, plan, stored, table.shape[1]))
+    store_basis(structure, frame.axes.basis[: len(plan.basis_bits)], plan.basis_bits)
+    analysis = frame.axes.projection_to(structure.axes())
+    rest = table
+    if clusters is not None and stored is not None:
+        _store_clusters(structure, stored, clusters.weights(frame.weights.axes), frame.axes.basis, analysis, plan)
+        # What coding the centroids has cost is left to the rows.
+        rest = table - (structure.centroids() @ structure.axes()).to(table)[clusters.of_row]
+    bits = torch.tensor(plan.bits, dtype=torch.uint8).view(len(members), -1)
+    tiers, codes = torch.empty(len(table), dtype=torch.int64), []
+    structure.gains.zero_()
+    for tier, ids in enumerate(members):
+        tiers[ids] = tier
+        mean = _rounded(mean_row(rest, frame.weights.axes, ids), options)
+        structure.means[tier] = mean
+        window = structure.layout.tier_window_bits[tier]
+        found, gains = _encode_rows(rest[ids], frame.weights.axes[ids], mean, analysis, bits[tier], window)
+        codes.append(found)
+        structure.gains[tier] = _rounded(gains, options)
+        logger.info("Tier %d: %d rows of %d bits.", tier, len(ids), int(bits[tier].sum()))
+    structure.set_codes(tiers if only is None else tiers[only], codes, bits)
     return structure
 
 
-def _names_of_clusters(codes: RotatedCodes) -> dict[str, Any]:
-    if codes.clusters is None:
-        return {"cluster_tag_lengths": (), "cluster_tag_bytes": 0}
-    lengths = codes.clusters.name_lengths
-    named = torch.bincount(codes.clusters.of_row, minlength=len(lengths)).tolist()
-    return {
-        "cluster_tag_lengths": tuple(torch.bincount(torch.tensor(lengths))[1:].tolist()),
-        "cluster_tag_bytes": named_bytes(named, lengths),
-    }
+def _store_clusters(
+    structure: RotatedEmbedding,
+    clusters: Clusters,
+    weights: Tensor,
+    axes: Tensor,
+    analysis: Tensor,
+    plan: TierPlan,
+) -> None:
+    """Code the centroids like the rows of a tier without a mean, on the basis as it is stored."""
+    centroids, bits = clusters.points @ axes, torch.tensor(plan.cluster_bits, dtype=torch.uint8)
+    none = torch.zeros(centroids.shape[1])
+    codes, gains = _encode_rows(centroids, weights, none, analysis, bits, structure.layout.cluster_window_bits)
+    structure.set_clusters(clusters.of_row, codes, bits, _rounded(gains, structure.options))
 
 
-@torch.no_grad()
-def _store(structure: RotatedEmbedding, codes: RotatedCodes) -> None:
-    rank = len(codes.plan.basis_bits)
-    bits = torch.tensor(codes.plan.bits, dtype=torch.uint8).view(len(codes.codes), rank)
-    structure.set_codes(codes.tier_of_row, list(codes.codes), bits)
-    structure.gains.copy_(codes.gains)
-    structure.means.copy_(codes.means)
-    if codes.clusters is not None:
-        found = codes.clusters
-        structure.set_clusters(found.of_row, found.codes, torch.tensor(codes.plan.cluster_bits), found.gains)
-    structure.set_basis(list(codes.basis_codes), codes.plan.basis_bits, codes.basis_gains, codes.basis())
+def _encode_rows(
+    rows: Tensor, weights: Tensor, mean: Tensor, analysis: Tensor, bits: Tensor, window: int
+) -> tuple[Tensor, Tensor]:
+    """Code rows (n, D) of one tier around their mean; returns the codes (n, bytes) and the gains (r,)."""
+    gains = torch.zeros(len(bits), dtype=torch.float64)
+    axes, counts = RingOrder.of(bits)
+    if not counts:
+        return torch.empty(len(rows), 0, dtype=torch.uint8), gains
+    weight = weights.double()
+    weight = weight / weight.sum().clamp(min=1e-30)
+    columns = analysis[:, axes]
+
+    def points(start: int) -> Tensor:
+        return (rows[start : start + _CHUNK].double() - mean) @ columns
+
+    starts = range(0, len(rows), _CHUNK)
+    second = sum((weight[s : s + _CHUNK] @ points(s).square() for s in starts), torch.zeros(len(axes)))
+    scale = second.sqrt().clamp(min=1e-30) * trellis.spread(counts)
+    codes = []
+    cross, power = torch.zeros(len(axes)).double(), torch.zeros(len(axes)).double()
+    for start in starts:
+        chunk, chunk_weight = points(start), weight[start : start + _CHUNK]
+        codes.append(trellis.encode(chunk.float(), counts, scale.float(), window))
+        read = trellis.decode(codes[-1], counts, window).double()
+        cross += chunk_weight @ (read * chunk)
+        power += chunk_weight @ read.square()
+    # The least-squares gain of the values that were chosen.
+    gains[axes] = cross / power.clamp(min=1e-30)
+    return torch.cat(codes) if codes else torch.empty(0, sum(counts) // 8, dtype=torch.uint8), gains
 
 
-@recodes(RotatedConfig)
-def recode_rotated(structure: RotatedEmbedding, rows: Tensor) -> Tensor:
-    """Search the trellis anew with the gains as they are; rows stay in their clusters."""
-    layout, tiers, every = structure.layout(), structure.places().tiers, StoredAxes.of(structure)
-    moved = torch.zeros(len(rows), dtype=torch.bool, device=tiers.device)
-    for tier, bits in enumerate(layout.bits):
-        ids = (tiers == tier).nonzero().squeeze(-1)
-        if not bits or not len(ids):
-            continue
-        axes = layout.axes[tier]
-        window = trellis.window_bits_for(sum(bits), structure.config.max_window_bits)
-        gains = structure.gains.detach()[tier, axes].float() * every.lengths[axes]
-        for chunk, stored in zip(ids.split(_CHUNK), structure.tier_codes(tier).split(_CHUNK), strict=True):
-            points = every.coordinates(rows[chunk], structure.means[tier]).float()
-            if structure.config.clusters:
-                points -= structure.centres().detach()[structure.cluster_of_rows()[chunk]] * every.lengths
-            found = trellis.encode(points[:, axes], bits, gains, window)
-            before, after = (
-                (points.index_add(1, axes, trellis.decode(codes, bits, window) * gains, alpha=-1) @ every.turned)
-                .square()
-                .sum(1)
-                for codes in (stored, found)
-            )
-            # The search is not exact on long rows: what it finds may be farther than what is there.
-            better = after < before
-            moved[chunk] = better
-            stored.copy_(torch.where(better.unsqueeze(1), found, stored))
-    return moved
+def _rounded(values: Tensor, options: RotatedConfig) -> Tensor:
+    """Round as storage will, so that what follows makes up for it."""
+    return values.to(STORAGE_DTYPES[options.storage_dtype]).float()
+
+
+def _candidates(rows: int, width: int, max_bytes: int) -> list[RotatedConfig]:
+    """Spend the budget, with many tiers or few, and with clusters."""
+    enough = max_bytes * 8 >= rows + 64 * width
+    found = [RotatedConfig(tiers=tiers) for tiers in (4, 2)] if enough else []
+    # A centroid takes as many bytes as the index entries of some dozen rows. Both must leave something for the rows.
+    clusters = min(1024, 1 << (rows // 48).bit_length() >> 1)
+    if enough and clusters >= 16 and max_bytes >= 2 * (rows * (clusters.bit_length() - 1) // 8):
+        found.append(RotatedConfig(clusters=clusters))
+    return found
+
+
+def tiered_needs(options: TieredConfig) -> frozenset[Need]:
+    """Return what fits read that weigh rows by their counts, in a metric."""
+    return frozenset({"sensitivity"} if options.metric == "sensitivity" else ()) | {"counts"}
+
+
+register_method(
+    structure=RotatedEmbedding, fit=fit_rotated, needs=tiered_needs, candidates=_candidates, predict=predict_rotated
+)

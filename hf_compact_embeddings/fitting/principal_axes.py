@@ -42,11 +42,6 @@ def principal_axes(table: Tensor, weights: Tensor, metric: Tensor | None = None)
     return PrincipalAxes(mean=mean, root=root, project=root @ directions, basis=directions.T @ inverse)
 
 
-def rows_by_cost(table: Tensor, weights: Tensor, axes: PrincipalAxes) -> Tensor:
-    """Return the rows (V,) by falling cost of leaving them at the mean."""
-    return row_costs(table, weights, axes).argsort(descending=True, stable=True)
-
-
 def row_costs(table: Tensor, weights: Tensor, axes: PrincipalAxes) -> Tensor:
     """Return what it costs to leave each row (V,) at the mean."""
     energy = [((rows.double() - axes.mean) @ axes.root).square().sum(1) for rows in table.split(_CHUNK)]

@@ -1,16 +1,14 @@
-"""What a fit starts from, and the registry of the functions that fit."""
+"""What a fit starts from: a dense table and what is known of its rows."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ..modeling.errors import CompactConfigError, config_error
-from ..modeling.structure import CompactEmbedding, StructureConfig, structure_class_of
+from ..modeling.errors import CompactConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +26,7 @@ class FitSource:
         metric: what an error costs, as a positive semi-definite matrix (D, D), or None for plain distance.
         tied: whether an output head scores through the table.
         token_strings: how the tokens are written (V of them), for fits that read it, or None.
+        max_bytes: what may be spent on all but the private rows, or None for no limit.
         seed: of all random choices.
         device: where to compute.
     """
@@ -42,6 +41,7 @@ class FitSource:
     private_ids: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     padding_idx: int | None = None
     scale: float = 1.0
+    max_bytes: int | None = None
     seed: int = 0
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
 
@@ -83,86 +83,3 @@ class FitSource:
         weights[self.private_ids] = 0.0
         return weights / weights.mean()
 
-
-Fitter = Callable[[Any, FitSource], CompactEmbedding]
-_FITTERS: dict[str, Fitter] = {}
-_F = TypeVar("_F", bound=Fitter)
-
-
-def fits(config_class: type[StructureConfig]) -> Callable[[_F], _F]:
-    """Register the function that fits a method's structure to a table."""
-
-    def register(function: _F) -> _F:
-        _FITTERS[config_class.method] = function
-        return function
-
-    return register
-
-
-# From a configuration, a source and ids (n,): the bytes of a full fit without private rows, and rows (n, D) as it
-# would decode them.
-Predictor = Callable[[Any, FitSource, Tensor], tuple[int, Tensor]]
-_PREDICTORS: dict[str, Predictor] = {}
-_P = TypeVar("_P", bound=Predictor)
-
-
-def predicts(config_class: type[StructureConfig]) -> Callable[[_P], _P]:
-    """Register a function that knows what a full fit gives without doing it; a method need not have one."""
-
-    def register(function: _P) -> _P:
-        _PREDICTORS[config_class.method] = function
-        return function
-
-    return register
-
-
-def predictor_of(config: StructureConfig) -> Predictor | None:
-    """Return the method's registered predictor."""
-    return _PREDICTORS.get(config.method)
-
-
-# Chooses the codes of a structure anew, in place, so that its coded rows come as near as they can to given ones (n, D),
-# all else staying as it is; returns which rows have other codes now (n,).
-Recoder = Callable[[Any, Tensor], Tensor]
-_RECODERS: dict[str, Recoder] = {}
-_R = TypeVar("_R", bound=Recoder)
-
-
-def recodes(config_class: type[StructureConfig]) -> Callable[[_R], _R]:
-    """Register a function that chooses codes anew; a method without one has codes that never move."""
-
-    def register(function: _R) -> _R:
-        _RECODERS[config_class.method] = function
-        return function
-
-    return register
-
-
-def recoder_of(structure: CompactEmbedding) -> Recoder | None:
-    """Return the method's registered recoder, if this structure stores codes."""
-    return None if getattr(structure, "codes", None) is None else _RECODERS.get(structure.config.method)
-
-
-@torch.no_grad()
-def fit_structure(config: StructureConfig, source: FitSource) -> CompactEmbedding:
-    """Return a structure that stands for the source's table, rounded to its storage dtype."""
-    if config.init == "random":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(source.seed)
-            return empty_structure(config, source).start_from_random()
-    structure = _FITTERS[config.method](config, source)
-    if source.private_ids.numel():
-        structure.set_private_rows(source.private_ids, source.table[source.private_ids].float())
-    structure.round_to_storage()
-    for name, parameter in structure.named_parameters():
-        if not parameter.isfinite().all():
-            raise config_error(
-                "storage_dtype", config.storage_dtype, f"`{name}` would hold values beyond it: take bfloat16 or float32"
-            )
-    return structure
-
-
-def empty_structure(config: StructureConfig, source: FitSource) -> CompactEmbedding:
-    """Return the structure of a configuration for the source's table, without values."""
-    rows, width = source.table.shape
-    return structure_class_of(config)(config, rows, width, source.padding_idx, source.scale)

@@ -1,15 +1,26 @@
-"""Where a model keeps its input table and what is tied to it, found in the model and not by its name."""
+"""Where a model keeps its tables and what is tied to them, found in the model and not by its name.
+
+A model has a set of compact tables. `config.compact_embeddings` holds what is stored of each, by the path of its
+module; before a model is built, `INPUT_TABLE` stands for the path of its input table.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .errors import UnsupportedArchitectureError
-from .structure import CompactEmbedding, StructureConfig, structure_class_of
+from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
+from .options import StructureConfig, StructureLayout
+from .structure import CompactEmbedding, structure_class_of
 from .tied import TiedEmbedding, TiedHead
+
+INPUT_TABLE = "input"
+_STORED = ("method", "format_version", "options", "layout")
+# What a checkpoint says of its tables: the options and, once there are values, the layout of each, by path.
+StoredTables = dict[str, tuple[StructureConfig, StructureLayout | None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +99,43 @@ def _tied_parameters(model: PreTrainedModel, names: set[str]) -> set[str]:
     return {name for name in group if modules.get(name.removesuffix(".weight")) not in table}
 
 
-def install_structure(model: PreTrainedModel, config: StructureConfig) -> CompactEmbedding:
-    """Put a structure in the place of the model's input table, and parameter-free modules where it was tied."""
+def read_stored_tables(stored: Any) -> StoredTables:
+    """Read `config.compact_embeddings`, possibly written by another release."""
+    if not isinstance(stored, dict) or not stored:
+        raise CheckpointError(
+            f"`compact_embeddings` is {stored!r}, but a compact model needs the `to_dict()` of a structure by the path "
+            "of each table: this configuration belongs to a dense model. Use `hf_compact_embeddings.compress()` to "
+            "make a compact model of it."
+        )
+    return {str(path): _read_stored_table(str(path), table) for path, table in stored.items()}
+
+
+def _read_stored_table(path: str, stored: Any) -> tuple[StructureConfig, StructureLayout | None]:
+    try:
+        if not isinstance(stored, dict) or (unknown := sorted(map(str, set(stored) - set(_STORED)))):
+            wrong = unknown if isinstance(stored, dict) else stored
+            raise config_error(path, wrong, "a table has " + ", ".join(map(repr, _STORED)))
+        structure_class = structure_class_of(stored.get("method"))
+        known, version = structure_class.options_class.format_version, stored.get("format_version")
+        if type(version) is not int or not 1 <= version <= known:
+            raise config_error(
+                "format_version",
+                version,
+                f"this code reads versions 1 to {known}: the checkpoint was written by a newer release, or "
+                "`compact_embeddings` was edited by hand",
+            )
+        options = structure_class.options_class.from_json(stored.get("options"), "options")
+        layout = stored.get("layout")
+        return options, None if layout is None else structure_class.layout_class.from_json(layout, "layout")
+    except CompactConfigError as error:
+        raise CheckpointError(f"`compact_embeddings` in the model's configuration, table {path!r}: {error}") from error
+
+
+def install_structures(model: PreTrainedModel, tables: StoredTables) -> None:
+    """Put a structure in the place of each table, and parameter-free modules where the input table was tied."""
     table = find_input_table(model)
-    structure = structure_class_of(config)(
-        config, table.module.num_embeddings, table.module.embedding_dim, table.module.padding_idx, table.scale
-    )
+    home = _stored_path_of(table.paths[0], tables)
+    structure = _build(tables[home], table.module, home)
     for path in table.paths:
         model.set_submodule(path, structure)
         for other in table.paths:
@@ -108,9 +150,59 @@ def install_structure(model: PreTrainedModel, config: StructureConfig) -> Compac
         else:
             head = TiedHead(model, native.out_features, native.bias is not None)
             model.set_submodule(path, head)
+    _install_further_tables(model, {path: stored for path, stored in tables.items() if path != home})
     _drop_ties(model)
-    structure.require_fit(model)
-    return structure
+
+
+def _install_further_tables(model: PreTrainedModel, tables: StoredTables) -> None:
+    """Put structures in the place of further tables; those of a head that this model does not have are left out."""
+    embeddings = {path: module for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    for home, stored in tables.items():
+        for path, module in embeddings.items():
+            if _shared_end(path, home) == min(path.count("."), home.count(".")) + 1:
+                model.set_submodule(path, _build(stored, module, home))
+
+
+def _build(
+    stored: tuple[StructureConfig, StructureLayout | None], module: nn.Embedding, path: str
+) -> CompactEmbedding:
+    """Return the structure for a native table, without values; without a layout, that of a random start."""
+    options, layout = stored
+    rows, width = module.num_embeddings, module.embedding_dim
+    structure_class = structure_class_of(options.method)
+    try:
+        sizes = structure_class.random_layout(options, rows, width) if layout is None else layout
+        return structure_class(options, sizes, rows, width, module.padding_idx, embedding_scale(module))
+    except CompactConfigError as error:
+        if layout is None:
+            raise
+        raise CheckpointError(f"`compact_embeddings` in the model's configuration, table {path!r}: {error}") from error
+
+
+def _stored_path_of(path: str, tables: StoredTables) -> str:
+    """Return under which path a table is stored: a base model's is that of a model with a head without the first part.
+
+    Of several, the one that ends like it for the longest.
+    """
+    if INPUT_TABLE in tables:
+        return INPUT_TABLE
+    found = max(tables, key=lambda stored: _shared_end(path, stored))
+    if not _shared_end(path, found):
+        raise CheckpointError(
+            f"`compact_embeddings` has tables at {', '.join(map(repr, tables))}, but the model's input table is at "
+            f"{path!r}."
+        )
+    return found
+
+
+def _shared_end(one: str, other: str) -> int:
+    """Return how many parts two paths share at their ends."""
+    shared = 0
+    for left, right in zip(one.split(".")[::-1], other.split(".")[::-1], strict=False):
+        if left != right:
+            break
+        shared += 1
+    return shared
 
 
 def _drop_ties(model: PreTrainedModel) -> None:
@@ -130,15 +222,11 @@ def _drop_ties(model: PreTrainedModel) -> None:
         submodel._tied_weights_keys = None if own is None else ties
 
 
-def other_large_tables(model: PreTrainedModel, structure: CompactEmbedding) -> dict[str, Tensor]:
-    """Return further dense matrices with a row for each token: untied heads, per-layer tables."""
-    found = {}
-    for name, parameter in model.named_parameters():
-        if parameter.ndim == 2 and parameter.shape[0] == structure.num_embeddings:
-            found[name] = parameter
-    return {name: tensor for name, tensor in found.items() if not _inside(model, name, structure)}
-
-
-def _inside(model: PreTrainedModel, name: str, structure: CompactEmbedding) -> bool:
-    path = next(path for path, module in model.named_modules() if module is structure)
-    return name.startswith(f"{path}.")
+def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
+    """Return the dense matrices of a compact model with a row for each token: untied heads, per-layer tables."""
+    homes = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, CompactEmbedding))
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and parameter.shape[0] == rows and not name.startswith(homes)
+    }

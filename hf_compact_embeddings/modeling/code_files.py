@@ -1,26 +1,45 @@
-"""The code files inside a checkpoint: what is shipped, its hashes, and whether it is still what was shipped."""
+"""The code files inside a checkpoint: which its methods need, their hashes, and whether they are what was shipped."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.dynamic_module_utils import get_relative_import_files
+# How the files in this folder import each other, and how `modeling_compact` imports the methods.
+_IMPORT = re.compile(r"^\s*from \.(\w+) import ", re.MULTILINE)
+_METHOD_IMPORT = re.compile(r"^from \.structure_(\w+) import .*\n", re.MULTILINE)
 
 
-def shipped_files(module_file: str | Path) -> list[Path]:
-    """Return the files that saving copies into a checkpoint for a class of this module file."""
-    return [Path(file) for file in sorted({str(module_file), *get_relative_import_files(str(module_file))})]
+def shipped_files(module_file: str | Path, methods: Iterable[str]) -> dict[str, bytes]:
+    """Return the files that a checkpoint with these methods needs, by name.
+
+    They are the module file, without the import lines of other methods, and all that it imports from its folder.
+    """
+    needed = set(methods)
+    start = Path(module_file)
+    found: dict[str, bytes] = {}
+    waiting = [start]
+    while waiting:
+        file = waiting.pop()
+        if file.name in found:
+            continue
+        text = file.read_text(encoding="utf-8")
+        if file == start:
+            text = _METHOD_IMPORT.sub(lambda line: line[0] if line[1] in needed else "", text)
+        found[file.name] = text.encode()
+        waiting += [file.with_name(f"{name}.py") for name in _IMPORT.findall(text)]
+    return dict(sorted(found.items()))
 
 
-def code_record(files: Iterable[Path]) -> dict[str, Any]:
+def code_record(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Return what `config.compact_code` holds: the SHA-256 of each file, and one of all.
 
     The one of all is that of the lines that `sha256sum *.py` prints.
     """
-    hashes = {file.name: _sha256(file.read_bytes()) for file in sorted(files, key=lambda file: file.name)}
+    hashes = {name: _sha256(files[name]) for name in sorted(files)}
     return {"sha256": _sha256(_listing(hashes).encode()), "files": hashes}
 
 

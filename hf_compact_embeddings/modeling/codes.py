@@ -1,16 +1,21 @@
-"""Integer codes as bytes: packing, reading single rows, and scoring through product codes."""
+"""Integer codes as bytes: packing, reading single rows, and scoring through them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 MAX_BITS = 24
 # Bounds the int32 copy of the codes while scoring: 2^20 codes are 4 MB.
 _CODES_PER_CHUNK = 1 << 20
 # embedding_bag has a vectorised kernel from this many columns on; fewer queries are padded up to it.
 _MIN_QUERIES = 8
+# Bounds the rows that are decoded at a time while scoring: 2^20 float32 values are 4 MB.
+_VALUES_PER_CHUNK = 1 << 20
 
 
 def is_traced() -> bool:
@@ -86,3 +91,27 @@ def product_scores(tables: Tensor, codes: Tensor, bits: int) -> Tensor:
         # One fused look-up-and-add per row; a loop over the codebooks would be memory bound.
         scores.append(F.embedding_bag(index, flat, mode="sum"))
     return torch.cat(scores).T[:queries]
+
+
+def decoded_scores(hidden: Tensor, rows: int, decode: Callable[[int, int], Tensor]) -> Tensor:
+    """Return hidden · Eᵀ (N, rows), float32, for queries (N, k) and rows (·, k) that are decoded chunk by chunk.
+
+    Args:
+        hidden: queries (N, k), float32.
+        rows: how many rows there are.
+        decode: gives the rows from `start` up to `stop` (n, k).
+    """
+
+    def score(start: int, stop: int) -> Tensor:
+        return hidden @ decode(start, stop).to(hidden.dtype).T
+
+    step = max(1, _VALUES_PER_CHUNK // hidden.shape[-1])
+    scores = []
+    for start in range(0, rows, step):
+        stop = min(start + step, rows)
+        if torch.is_grad_enabled():
+            # Kept for the backward pass, the decoded chunks would add up to the whole table.
+            scores.append(checkpoint(score, start, stop, use_reentrant=False))
+        else:
+            scores.append(score(start, stop))
+    return torch.cat(scores, dim=-1)

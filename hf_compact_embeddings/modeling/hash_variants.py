@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .decoded_scores import decoded_scores
+from .codes import decoded_scores
 from .hashing import SIGNATURE_BITS
 
 # Of the truncated normal distribution that everything starts from.

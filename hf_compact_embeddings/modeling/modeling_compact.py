@@ -6,7 +6,7 @@ The classes are made on demand from the native ones, by name: `modeling_compact.
 from __future__ import annotations
 
 import copy
-import sys
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,28 +15,27 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as transformers_init
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
-from .architectures import install_structure
-from .auto_classes import auto_map_of, heads_of, native_config_class, primary_auto_class
+from .architectures import INPUT_TABLE, install_structures, read_stored_tables
+from .auto_classes import auto_map_of, heads_of, native_config_class
 from .code_files import changed_files, code_record, shipped_files
-from .errors import CheckpointError, CompactConfigError
-from .extra_inputs import take_extra_inputs
-from .structure import CompactEmbedding, StructureConfig, config_from_dict
+from .errors import CheckpointError
+from .options import StructureConfig
+from .structure import CompactEmbedding
 from .structure_blocks import BlocksEmbedding  # noqa: F401
 from .structure_factorized import FactorizedEmbedding  # noqa: F401
-from .structure_hashed import HashEmbedding  # noqa: F401
+from .structure_hash import HashEmbedding  # noqa: F401
 from .structure_rotated import RotatedEmbedding  # noqa: F401
 from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead
-from .training_card import CARD_TAG, keep_card_when_training
 
 logger = logging.get_logger(__name__)
 
 PREFIX = "Compact"
-_FETCH_OPTIONS = ("cache_dir", "force_download", "token", "revision", "local_files_only", "subfolder")
+# What tells a compact model: in cards, and among the tags of its repository.
+CARD_TAG = "compact-embeddings"
 _config_classes: dict[str, type[PreTrainedConfig]] = {}
 _model_classes: dict[str, type[PreTrainedModel]] = {}
 
@@ -55,40 +54,52 @@ class CompactModelMixin(_NativeModel):
     config: Any
 
     def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
-        """Build the native model on the meta device and put the structure in the place of its table."""
-        stored = getattr(config, "compact_embeddings", None)
-        if not isinstance(stored, dict):
-            raise CompactConfigError(
-                f"`compact_embeddings` is {stored!r}, but {type(self).__name__} needs a structure's `to_dict()`: "
-                "this configuration belongs to a dense model. Use `hf_compact_embeddings.compress()` to make a "
-                "compact model of it."
-            )
+        """Build the native model on the meta device and put structures in the place of its tables."""
         device = torch.get_default_device()
-        structure_config = config_from_dict(stored)
-        if device.type != "meta" and structure_config != structure_config.unfitted():
-            # Sizes that a fit has found fit to its codes only; the configuration may be that of a model in use.
-            structure_config, config = structure_config.unfitted(), copy.deepcopy(config)
-            config.compact_embeddings = structure_config.to_dict()
+        tables = read_stored_tables(getattr(config, "compact_embeddings", None))
+        if device.type != "meta" and any(layout is not None for _, layout in tables.values()):
+            # A random start has sizes of its own; the configuration may be that of a model in use.
+            config = copy.deepcopy(config)
+            tables = {path: (options, None) for path, (options, _) in tables.items()}
+            config.compact_embeddings = {path: options.to_dict() for path, (options, _) in tables.items()}
         _register_inner_class(config)
         with torch.device("meta"), transformers_init.meta_device_safe_creation_ops():
             super().__init__(config, *args, **kwargs)
             # A generic head has built its inner model through this very class.
             if not isinstance(self.get_input_embeddings(), CompactEmbedding):
-                install_structure(self, structure_config)
-        structure = self.compact_embedding
-        self.config.compact_embeddings = structure.config.to_dict()
-        self._skip_codes_in_data_parallel()
-        if structure.extra_inputs:
-            take_extra_inputs(self, structure.extra_inputs)
-        self.add_model_tags([CARD_TAG, structure.config.method])
-        keep_card_when_training()
+                install_structures(self, tables)
+        self._store_tables()
+        self.add_model_tags([CARD_TAG, *sorted({table.options.method for table in self.compact_tables.values()})])
+        for structure in self.compact_tables.values():
+            structure.attach(self)
         if device.type != "meta":
             self._start_from_random(device)
 
     @property
+    def compact_tables(self) -> dict[str, CompactEmbedding]:
+        """The structures by the paths of their modules, also where a library has wrapped them."""
+        return {path: module for path, module in self.named_modules() if isinstance(module, CompactEmbedding)}
+
+    @property
     def compact_embedding(self) -> CompactEmbedding:
-        """The structure, also where a library has wrapped it."""
-        return next(module for module in self.modules() if isinstance(module, CompactEmbedding))
+        """The structure of the input table."""
+        module = self.get_input_embeddings()
+        return next(inside for inside in module.modules() if isinstance(inside, CompactEmbedding))
+
+    @property
+    def input_table_path(self) -> str:
+        """The path of the input table's structure among the modules."""
+        table = self.compact_embedding
+        return next(path for path, module in self.compact_tables.items() if module is table)
+
+    def _store_tables(self) -> None:
+        """Write what the tables are into the configuration, and keep their codes out of data-parallel broadcasts."""
+        tables = self.compact_tables
+        self.config.compact_embeddings = {path: table.to_dict() for path, table in tables.items()}
+        # Equal on all processes and never trained: broadcasting them at each step would only cost time.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{path}.{name}" for path, table in tables.items() for name, _ in table.named_buffers()
+        ]
 
     def initialize_weights(self) -> None:
         """Start biases of tied heads at zero, as those of native heads; what was loaded stays."""
@@ -99,20 +110,14 @@ class CompactModelMixin(_NativeModel):
 
     def _start_from_random(self, device: torch.device) -> None:
         self.to_empty(device=device)
-        structure = self.compact_embedding
-        structure._is_hf_initialized = True  # type: ignore[assignment]
+        tables = self.compact_tables.values()
+        for structure in tables:
+            structure._is_hf_initialized = True  # type: ignore[assignment]
         self.initialize_weights()
-        structure.start_from_random()
+        for structure in tables:
+            structure.reset_parameters()
+            structure.round_to_storage()
         self.tie_weights()
-
-    def _skip_codes_in_data_parallel(self) -> None:
-        # Equal on all processes and never trained: broadcasting them at each step would only cost time.
-        self._ddp_params_and_buffers_to_ignore = [
-            f"{path}.{name}"
-            for path, module in self.named_modules()
-            if isinstance(module, CompactEmbedding)
-            for name, _ in module.named_buffers()
-        ]
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
@@ -120,8 +125,8 @@ class CompactModelMixin(_NativeModel):
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
         model._report_changed_code(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
-        model._refuse_damaged_table(info)
-        model._refuse_other_tokenizer(args[0] if args else kwargs.get("pretrained_model_name_or_path"), kwargs)
+        for path, structure in model.compact_tables.items():
+            model._refuse_damaged_table(path, structure, info)
         if info["mismatched_keys"] and not ignore_mismatched:
             wrong = ", ".join(
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
@@ -142,59 +147,56 @@ class CompactModelMixin(_NativeModel):
                 + "Load the checkpoint from where you trust it, at a pinned revision, or save it again."
             )
 
-    def _refuse_damaged_table(self, info: dict[str, Any]) -> None:
-        path = self.structure_path() + "."
-        missing = sorted(key for key in info["missing_keys"] if key.startswith(path))
+    def _refuse_damaged_table(self, path: str, structure: CompactEmbedding, info: dict[str, Any]) -> None:
+        inside = path + "."
+        missing = sorted(key for key in info["missing_keys"] if key.startswith(inside))
         if missing:
             raise CheckpointError(
                 f"The checkpoint lacks {', '.join(missing)}. A dense checkpoint cannot be read into "
                 f"{type(self).__name__}: load it with its own class and use `hf_compact_embeddings.compress()`."
             )
-        unexpected = sorted(key for key in info["unexpected_keys"] if key.startswith(path))
+        unexpected = sorted(key for key in info["unexpected_keys"] if key.startswith(inside))
         if unexpected:
             raise CheckpointError(
                 f"The checkpoint has {', '.join(unexpected)}, for which its configuration has no use: "
-                f"{self.config.compact_embeddings}."
+                f"`compact_embeddings` is {self.config.compact_embeddings}."
             )
         for key, given, wanted in info["mismatched_keys"]:
-            if key.startswith(path):
+            if key.startswith(inside):
                 raise CheckpointError(
                     f"`{key}` is {tuple(given)} in the checkpoint, but `compact_embeddings` in its configuration "
                     f"says {tuple(wanted)}: {self.config.compact_embeddings}."
                 )
-        structure = self.compact_embedding
         if structure.device.type != "meta":
             structure.check_values()
-
-    def _refuse_other_tokenizer(self, source: Any, options: dict[str, Any]) -> None:
-        if source is not None:
-            known = {name: options[name] for name in _FETCH_OPTIONS if name in options}
-            self.compact_embedding.check_tokenizer(lambda: get_tokenizer_config(source, **known))
 
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()
         if "forward" in vars(self):
-            take_extra_inputs(replica, self.compact_embedding.extra_inputs)
+            for structure in self.compact_tables.values():
+                structure.attach(replica)
         return replica
 
-    def structure_path(self) -> str:
-        """Return the path of the structure among the modules."""
-        return next(path for path, module in self.named_modules() if isinstance(module, CompactEmbedding))
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Do nothing: saving writes the code that the methods need, and all Auto classes, by itself."""
 
-    def save_pretrained(self, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
-        """Save as any model does, with the table in its storage dtype, and with the code that reads it."""
-        structure, path = self.compact_embedding, self.structure_path() + "."
-        self.config.compact_embeddings = structure.config.to_dict()
-        self.config.auto_map = auto_map_of(type(self.config), PREFIX)
-        module_file = getattr(sys.modules[type(self).__module__], "__file__", None)
-        self.config.compact_code = None if module_file is None else code_record(shipped_files(module_file))
-        keep_card_when_training()
-        state = self.state_dict() if state_dict is None else state_dict
-        stored = {
-            key: value.to(structure.stored_dtype(key.removeprefix(path))) if key.startswith(path) else value
-            for key, value in state.items()
-        }
-        super().save_pretrained(*args, state_dict=stored, **kwargs)
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save as any model does, with the tables in their storage dtypes, and with the code that reads them."""
+        self._store_tables()
+        tables = {f"{path}.": table for path, table in self.compact_tables.items()}
+        stored = dict(self.state_dict() if state_dict is None else state_dict)
+        for prefix, table in tables.items():
+            for key in [key for key in stored if key.startswith(prefix)]:
+                stored[key] = stored[key].to(table.stored_dtype(key.removeprefix(prefix)))
+        # The configuration writes the code.
+        super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=stored, **kwargs)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table; a no-op for the table itself, so that tied modules stay where they are."""
@@ -219,8 +221,7 @@ class CompactModelMixin(_NativeModel):
                 std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
                 new_rows = torch.randn(size - old_embeddings.num_embeddings, old_embeddings.embedding_dim) * std
             old_embeddings.resized(size, new_rows).round_to_storage()
-            self.config.compact_embeddings = old_embeddings.config.to_dict()
-            self._skip_codes_in_data_parallel()
+            self._store_tables()
         return old_embeddings
 
     def _get_resized_lm_head(
@@ -252,10 +253,31 @@ class CompactConfigMixin(_NativeConfig):
     compact_embeddings: Any
 
     def __post_init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take a structure's configuration as well as its `to_dict()`."""
-        if isinstance(self.compact_embeddings, StructureConfig):
-            self.compact_embeddings = self.compact_embeddings.to_dict()
+        """Take a method's options, or its `to_dict()`, for the input table, as well as a whole set of tables."""
+        tables = self.compact_embeddings
+        if isinstance(tables, StructureConfig) or (isinstance(tables, dict) and "method" in tables):
+            tables = {INPUT_TABLE: tables}
+        if isinstance(tables, dict):
+            tables = {
+                path: table.to_dict() if isinstance(table, StructureConfig) else table for path, table in tables.items()
+            }
+        self.compact_embeddings = tables
         super().__post_init__(*args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as any configuration does, with the code that reads the tables beside it."""
+        methods = {options.method for options, _ in read_stored_tables(self.compact_embeddings).values()}
+        files = shipped_files(__file__, methods)
+        self.auto_map = auto_map_of(type(self), PREFIX)
+        self.compact_code = code_record(files)
+        os.makedirs(save_directory, exist_ok=True)
+        for name, content in files.items():
+            Path(save_directory, name).write_bytes(content)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Do nothing: a compact model saves the code that reads it by itself."""
 
 
 def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
@@ -264,7 +286,7 @@ def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     if name not in _config_classes:
         namespace = {
             "__module__": __name__,
-            "__doc__": f"{native.__name__} with `compact_embeddings`, the `to_dict()` of a structure's configuration.",
+            "__doc__": f"{native.__name__} with `compact_embeddings`: what is stored of each table, by its path.",
             "__annotations__": {
                 "compact_embeddings": dict | None,
                 "compact_code": dict | None,
@@ -288,8 +310,6 @@ def model_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
             "__module__": __name__,
             "__doc__": f"{native.__name__} whose input table, and what is tied to it, is compact.",
             "config_class": config_class(native.config_class),
-            # Makes saving copy this file and those it imports into the checkpoint.
-            "_auto_class": primary_auto_class(native),
         }
         _model_classes[name] = type(name, (CompactModelMixin, native), namespace)
     return _model_classes[name]

@@ -1,35 +1,51 @@
-"""The one interface of a compact table: embed rows, score rows, decode all; and the registry of methods."""
+"""The one interface of a compact table: embed rows, score rows, decode all; and what a checkpoint says of a table.
+
+A structure stands for a table of V rows and D columns. Its tensors are those of its method, which each
+`structure_<method>.py` lists, and two that every structure can have:
+
+| tensor | shape | type | meaning |
+|---|---|---|---|
+| `private_vectors` | (m, D) | float | rows stored exactly: special tokens, frequent tokens, rows added later |
+| `private_ids` | (m, 4) | uint8 | their ids, rising, each a little-endian number of 32 bits |
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Self, TypeVar
+from collections.abc import Iterator
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .codes import is_traced
-from .configuration import FORMAT_VERSION, STORAGE_DTYPES, StructureConfig
+from .codes import is_traced, pack_codes, unpack_codes
 from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
-from .private_rows import PrivateRows
-from .table_outline import TableOutline
+from .options import STORAGE_DTYPES, StructureConfig, StructureLayout
+from .tied import TableOutline
 
 _ROWS_PER_CHUNK = 8192
-# Standard deviation of rows that start at random.
-_INITIAL_RANGE = 0.02
+_PRIVATE_ID_BITS = 32
 
 
-class CompactEmbedding(PrivateRows):
+class CompactEmbedding(nn.Module):
     """A stand-in for a table (V, D). Methods implement the `coded_…` half; private rows are handled here.
 
     A module may have parameters and persistent uint8 buffers only, and must be buildable on the meta
     device: loading builds the tree there, and leaves anything else uninitialised.
     """
 
+    options_class: ClassVar[type[StructureConfig]]
+    layout_class: ClassVar[type[StructureLayout]]
+
+    options: Any
+    layout: Any
+    private_vectors: nn.Parameter | None
+    private_ids: Tensor | None
+
     def __init__(
         self,
-        config: StructureConfig,
+        options: StructureConfig,
+        layout: StructureLayout,
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
@@ -38,24 +54,32 @@ class CompactEmbedding(PrivateRows):
         """Build the parts that all methods share, without values.
 
         Args:
-            config: the method's configuration.
+            options: what was asked for.
+            layout: what was found: all sizes.
             num_embeddings: V, the rows that can be looked up.
             embedding_dim: D.
-            padding_idx: the row that `config.mask_padding` reads as zero.
+            padding_idx: the row that `layout.mask_padding` reads as zero.
             scale: looked-up rows are multiplied by it (Gemma, BART); scores and `dense()` are not.
         """
         super().__init__()
-        self.config = config.resolved(num_embeddings, embedding_dim)
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
-        self.padding_idx = padding_idx
-        self.scale = scale
-        self.allocate_private_rows(self.config.private_rows)
+        self.options, self.layout = options, layout
+        self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
+        self.padding_idx, self.scale = padding_idx, scale
+        self.check_layout()
+        self._allocate_private_rows(layout.private_rows)
 
     # What a method implements.
 
+    @classmethod
+    def layout_for(cls, options: Any, rows: int, width: int, max_bytes: int | None = None) -> Any:
+        """Return the sizes that options alone give a table (rows, width), in at most so many bytes.
+
+        A random start has them, and a fit that finds no sizes of its own.
+        """
+        raise NotImplementedError
+
     def coded_vectors(self, ids: Tensor) -> Tensor:
-        """Decode the rows (..., D) of the ids (...), all below `config.coded_rows`."""
+        """Decode the rows (..., D) of the ids (...), all below `layout.coded_rows`."""
         raise NotImplementedError
 
     def coded_scores(self, hidden: Tensor) -> Tensor:
@@ -67,17 +91,43 @@ class CompactEmbedding(PrivateRows):
         raise NotImplementedError
 
     def keep_rows(self, count: int) -> None:
-        """Drop all coded rows from `count` on."""
+        """Drop all coded rows from `count` on, and from the layout what belongs to them."""
         raise NotImplementedError
 
-    @property
-    def extra_inputs(self) -> tuple[str, ...]:
-        """Names of inputs that the model's `forward` takes for the structure, beside the ids."""
-        return ()
+    @classmethod
+    def random_layout(cls, options: StructureConfig, rows: int, width: int) -> Any:
+        """Return the sizes of a random start: no rows are private, and padding reads as zero."""
+        layout = cls.layout_for(options, rows, width, options.budget(rows, width))
+        return dataclasses.replace(layout, private_rows=0, mask_padding=True)
 
-    def require_fit(self, model: nn.Module) -> None:
-        """Raise `UnsupportedArchitectureError` if the model asks for more than the structure can do."""
-        return
+    # What a method may add to.
+
+    def check_layout(self) -> None:
+        """Raise if the sizes contradict each other or the table; nothing is allocated yet."""
+        coded, private, rows = self.layout.coded_rows, self.layout.private_rows, self.num_embeddings
+        if coded > rows:
+            raise config_error("coded_rows", coded, f"the table has {rows:,} rows (`vocab_size`)")
+        if not rows - coded <= private <= rows:
+            allowed = f"with {coded:,} coded rows of {rows:,} it must be {rows - coded:,} to {rows:,}"
+            raise config_error("private_rows", private, allowed)
+
+    def check_values(self) -> None:
+        """Raise `CheckpointError` if loaded codes or ids point to rows that do not exist."""
+        ids = self.private_id_list()
+        rows, coded = self.num_embeddings, self.layout.coded_rows
+        if ids.numel() and not (bool((ids.diff() > 0).all()) and 0 <= ids[0] and ids[-1] < rows):
+            raise CheckpointError(f"`private_ids` must be different, sorted, and below {rows:,}.")
+        if int((ids >= coded).sum()) < rows - coded:
+            raise CheckpointError(
+                f"The model has {rows:,} rows (`vocab_size`), but the table has {coded:,} coded ones and private ones "
+                f"(`private_ids`) for {ids.numel():,} ids: some rows have no value."
+            )
+        for name, parameter in self.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise CheckpointError(f"`{name}` holds NaN or infinity.")
+
+    def attach(self, model: nn.Module) -> None:
+        """Prepare a model in which this structure has taken its place: most need nothing."""
 
     def require_ids(self, ids: Tensor) -> None:
         """Raise if an id has no row, as a dense table does; on a GPU nobody waits for the answer."""
@@ -94,28 +144,6 @@ class CompactEmbedding(PrivateRows):
         if least < 0 or most >= self.num_embeddings:
             wrong = int(least) if least < 0 else int(most)
             raise IndexError(f"The id {wrong} has no row: the table has {self.num_embeddings:,} rows.")
-
-    def check_tokenizer(self, stored: Callable[[], Mapping[str, Any]]) -> None:
-        """Raise if a checkpoint's tokenizer, whose configuration `stored()` reads, does not suit the structure."""
-        return
-
-    def check_values(self) -> None:
-        """Raise `CheckpointError` if loaded codes or ids point to rows that do not exist."""
-        ids = self.private_id_list()
-        sorted_rows = bool((ids.diff() > 0).all()) and (
-            ids.numel() == 0 or 0 <= ids[0] and ids[-1] < self.num_embeddings
-        )
-        if not sorted_rows:
-            raise CheckpointError(f"`private_ids` must be different, sorted, and below {self.num_embeddings:,}.")
-        if int((ids >= self.coded_rows).sum()) < self.num_embeddings - self.coded_rows:
-            raise CheckpointError(
-                f"The model has {self.num_embeddings:,} rows (`vocab_size`), but the table has {self.coded_rows:,} "
-                f"coded ones and private ones for {ids.numel():,} ids: some rows have no value."
-            )
-
-    def collisions(self) -> int:
-        """Return how many coded rows share all their codes with an earlier row."""
-        return 0
 
     # What everybody uses.
 
@@ -135,12 +163,12 @@ class CompactEmbedding(PrivateRows):
         """Return rows (..., D) of ids (...)."""
         ids = ids.long()
         self.require_ids(ids)
-        coded_rows = self.coded_rows
+        coded_rows = self.layout.coded_rows
         vectors = self.coded_vectors(ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1))
-        if self.config.mask_padding and self.padding_idx is not None:
+        if self.layout.mask_padding and self.padding_idx is not None:
             vectors = vectors * (ids != self.padding_idx).unsqueeze(-1)
         if self.private_vectors is not None:
-            vectors = self.with_private_rows(vectors, ids, self.private_vectors)
+            vectors = self._with_private_rows(vectors, ids, self.private_vectors)
         if scale == 1.0:
             return vectors
         # The scale is rounded to the model's dtype first, as the native scaled embeddings do.
@@ -151,9 +179,9 @@ class CompactEmbedding(PrivateRows):
         flat = hidden.reshape(-1, self.embedding_dim)
         with torch.autocast(hidden.device.type, enabled=False):
             scores = self.coded_scores(flat)
-            if self.coded_rows < self.num_embeddings:
-                scores = nn.functional.pad(scores, (0, self.num_embeddings - self.coded_rows))
-            if self.config.mask_padding and self.padding_idx is not None:
+            if self.layout.coded_rows < self.num_embeddings:
+                scores = nn.functional.pad(scores, (0, self.num_embeddings - self.layout.coded_rows))
+            if self.layout.mask_padding and self.padding_idx is not None:
                 padding = torch.full((1,), self.padding_idx, device=scores.device)
                 scores = scores.index_fill(-1, padding, 0.0)
             if self.private_vectors is not None:
@@ -191,37 +219,81 @@ class CompactEmbedding(PrivateRows):
         else:
             kept = ids < num_embeddings
             ids, vectors = ids[kept], vectors[kept]
-            if num_embeddings < self.coded_rows:
+            if num_embeddings < self.layout.coded_rows:
                 self.keep_rows(num_embeddings)
+                self.layout = dataclasses.replace(self.layout, coded_rows=num_embeddings)
             if self.padding_idx is not None and self.padding_idx >= num_embeddings:
                 self.padding_idx = None
         trainable = self.private_vectors is None or self.private_vectors.requires_grad
-        self.config = dataclasses.replace(
-            self.config, coded_rows=min(self.coded_rows, num_embeddings), private_rows=ids.numel()
-        )
         self.num_embeddings = num_embeddings
         self.set_private_rows(ids, vectors)
         if self.private_vectors is not None:
             self.private_vectors.requires_grad_(trainable)
         return self
 
+    # Rows stored exactly.
+
+    def private_id_list(self) -> Tensor:
+        """Return the sorted ids (m,) of the rows stored exactly, as int64."""
+        if self.private_ids is None:
+            return torch.empty(0, dtype=torch.int64, device=self.device)
+        if is_traced():
+            return unpack_codes(self.private_ids, 1, _PRIVATE_ID_BITS).squeeze(-1)
+        # The same without arithmetic, for little-endian machines, which are all that torch runs on.
+        return self.private_ids.view(torch.int32).squeeze(-1).long()
+
     @torch.no_grad()
-    def start_from_random(self) -> Self:
-        """Draw everything anew, for training from scratch; rows stored exactly are then the last ones."""
-        self.reset_parameters()
+    def set_private_rows(self, ids: Tensor, vectors: Tensor) -> None:
+        """Store the rows `vectors` (m, D) exactly under the sorted, unique `ids` (m,)."""
+        self._allocate_private_rows(ids.numel(), like=vectors)
+        self.layout = dataclasses.replace(self.layout, private_rows=ids.numel())
+        if self.private_ids is not None and self.private_vectors is not None:
+            self.private_ids.copy_(pack_codes(ids.unsqueeze(-1), _PRIVATE_ID_BITS))
+            self.private_vectors.copy_(vectors)
+
+    def private_or_empty(self) -> Tensor:
+        """Return the exact rows (m, D), also where there are none."""
         if self.private_vectors is not None:
-            vectors = torch.randn_like(self.private_vectors) * _INITIAL_RANGE
-            count = self.config.private_rows
-            self.set_private_rows(torch.arange(count, device=self.device) + self.num_embeddings - count, vectors)
-        return self.round_to_storage()
+            return self.private_vectors
+        return torch.empty(0, self.embedding_dim, device=self.device, dtype=self.dtype)
+
+    def _allocate_private_rows(self, count: int, like: Tensor | None = None) -> None:
+        """Make room for `count` rows of the device and dtype of `like`, without values."""
+        device, dtype = (None, None) if like is None else (like.device, like.dtype)
+        vectors, ids = None, None
+        if count:
+            vectors = nn.Parameter(torch.empty(count, self.embedding_dim, device=device, dtype=dtype))
+            ids = torch.empty(count, _PRIVATE_ID_BITS // 8, dtype=torch.uint8, device=device)
+        self.register_parameter("private_vectors", vectors)
+        self.register_buffer("private_ids", ids)
+
+    def _with_private_rows(self, vectors: Tensor, ids: Tensor, exact: Tensor) -> Tensor:
+        """Put the exact rows (m, D) over the coded vectors (..., D) of the ids that have one."""
+        private_ids = self.private_id_list()
+        # Searching the short sorted list needs no slot table with an entry for each token. Ids that are a view of
+        # others may not be contiguous, of which torch would warn.
+        slot = torch.searchsorted(private_ids, ids.contiguous()).clamp_(max=private_ids.numel() - 1)
+        hit = private_ids.take(slot) == ids
+        if is_traced() or ids.device.type != "cpu":
+            return torch.where(hit.unsqueeze(-1), nn.functional.embedding(slot, exact), vectors)
+        # Shapes that depend on the data break a compiled graph and make a GPU wait, but cost a CPU less.
+        positions = hit.view(-1).nonzero().squeeze(-1)
+        if positions.numel():
+            rows = exact.index_select(0, slot.view(-1).index_select(0, positions))
+            vectors = vectors.view(-1, self.embedding_dim).index_copy_(0, positions, rows).view_as(vectors)
+        return vectors
 
     # What is stored.
 
     @property
-    def coded_rows(self) -> int:
-        """Rows that the structure codes itself."""
-        assert self.config.coded_rows is not None
-        return self.config.coded_rows
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return next(tensor for tensor in self.state_dict().values()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype that decoded rows have."""
+        return next((p.dtype for p in self.parameters()), torch.get_default_dtype())
 
     @property
     def weight(self) -> Tensor:
@@ -232,11 +304,11 @@ class CompactEmbedding(PrivateRows):
     def stored_dtype(self, name: str) -> torch.dtype:
         """Return the dtype that the tensor `name` of the state dict has in a saved file."""
         tensor = self.state_dict()[name]
-        return STORAGE_DTYPES[self.config.storage_dtype] if tensor.is_floating_point() else tensor.dtype
+        return STORAGE_DTYPES[self.options.storage_dtype] if tensor.is_floating_point() else tensor.dtype
 
     @property
     def nbytes(self) -> int:
-        """Bytes of everything that is stored: codes, tables and private rows."""
+        """Bytes of everything that is stored: codes, tables and private rows. The only count of bytes."""
         state = self.state_dict()
         return sum(tensor.numel() * self.stored_dtype(name).itemsize for name, tensor in state.items())
 
@@ -247,72 +319,63 @@ class CompactEmbedding(PrivateRows):
             parameter.copy_(parameter.to(self.stored_dtype(name)))
         return self
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `config.compact_embeddings` holds of this table, as plain JSON."""
+        return {**self.options.to_dict(), "layout": self.layout.to_json()}
+
     def extra_repr(self) -> str:
         """Show the shape that the structure stands for."""
-        return f"{self.num_embeddings}, {self.embedding_dim}, method={self.config.method!r}, bytes={self.nbytes}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, method={self.options.method!r}, bytes={self.nbytes}"
 
 
-_REGISTRY: dict[str, tuple[type[StructureConfig], type[CompactEmbedding]]] = {}
+def private_row_bytes(options: StructureConfig, width: int) -> int:
+    """Return the bytes of a row that is stored exactly."""
+    return width * options.float_bytes + _PRIVATE_ID_BITS // 8
+
+
+# By the name of the method. Each file `structure_<method>.py` adds its own when it is imported.
+_STRUCTURES: dict[str, type[CompactEmbedding]] = {}
 _Structure = TypeVar("_Structure", bound=type[CompactEmbedding])
 
 
-def register_structure(config_class: type[StructureConfig]) -> Callable[[_Structure], _Structure]:
-    """Register a structure under its configuration's method name."""
-
-    def register(structure_class: _Structure) -> _Structure:
-        _REGISTRY[config_class.method] = (config_class, structure_class)
-        return structure_class
-
-    return register
+def register_structure(structure_class: _Structure) -> _Structure:
+    """Add a structure class to those that checkpoints can name; it must be whole, and its method's name new."""
+    name = structure_class.__name__
+    for attribute in ("options_class", "layout_class"):
+        if not hasattr(structure_class, attribute):
+            raise TypeError(f"{name} lacks the class attribute `{attribute}`: name its dataclass there.")
+    for method in ("layout_for", "coded_vectors", "coded_scores", "reset_parameters", "keep_rows"):
+        if getattr(structure_class, method) is getattr(CompactEmbedding, method):
+            raise TypeError(f"{name} lacks `{method}()`: see what CompactEmbedding says of it.")
+    method_name = getattr(structure_class.options_class, "method", None)
+    if not isinstance(method_name, str):
+        raise TypeError(f"{structure_class.options_class.__name__} lacks `method`, the name of the method.")
+    taken = _STRUCTURES.get(method_name)
+    if taken is not None and (taken.__module__, taken.__qualname__) != (structure_class.__module__, name):
+        raise TypeError(f"The method {method_name!r} is {taken.__name__} already: take another name for {name}.")
+    _STRUCTURES[method_name] = structure_class
+    return structure_class
 
 
 def methods() -> tuple[str, ...]:
     """Return the names of all registered methods."""
-    return tuple(sorted(_REGISTRY))
+    return tuple(sorted(_STRUCTURES))
 
 
-def config_classes() -> list[type[StructureConfig]]:
-    """Return the configuration classes of all registered methods, by method name."""
-    return [_REGISTRY[method][0] for method in methods()]
-
-
-def config_class_of(method: str) -> type[StructureConfig]:
-    """Return the configuration class of a method."""
-    if method not in _REGISTRY:
+def structure_class_of(method: object) -> type[CompactEmbedding]:
+    """Return the class that implements a method."""
+    if not isinstance(method, str) or method not in _STRUCTURES:
         raise config_error("method", method, "known methods are " + ", ".join(map(repr, methods())))
-    return _REGISTRY[method][0]
-
-
-def structure_class_of(config: StructureConfig) -> type[CompactEmbedding]:
-    """Return the module class that a configuration builds."""
-    return _REGISTRY[config.method][1]
+    return _STRUCTURES[method]
 
 
 def make_config(method: str, **options: object) -> StructureConfig:
-    """Build the configuration of a method from its options; unknown options raise."""
-    config_class = config_class_of(method)
-    known = [field.name for field in dataclasses.fields(config_class)]
+    """Build the options of a method; unknown ones raise."""
+    options_class = structure_class_of(method).options_class
+    known = [field.name for field in dataclasses.fields(options_class)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise CompactConfigError(
             f"method {method!r} has no option {', '.join(map(repr, unknown))}; its options are {', '.join(known)}."
         )
-    return config_class(**options)  # type: ignore[arg-type]
-
-
-def config_from_dict(stored: dict[str, Any]) -> StructureConfig:
-    """Read what `StructureConfig.to_dict()` wrote, possibly by another release."""
-    fields = dict(stored)
-    version = fields.pop("format_version", None)
-    if version not in range(1, FORMAT_VERSION + 1):
-        raise CheckpointError(
-            f"`format_version` is {version!r}, but this code reads versions 1 to {FORMAT_VERSION}: "
-            "the checkpoint was written by a newer release, or `compact_embeddings` was edited by hand."
-        )
-    return make_config(str(fields.pop("method", None)), **fields)
-
-
-def stored_bytes(config: StructureConfig, num_embeddings: int, embedding_dim: int) -> int:
-    """Return exactly what a structure takes for a table (V, D), without building it."""
-    with torch.device("meta"):
-        return structure_class_of(config)(config, num_embeddings, embedding_dim).nbytes
+    return options_class(**options)  # type: ignore[arg-type]

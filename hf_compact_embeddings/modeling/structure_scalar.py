@@ -1,93 +1,123 @@
-"""Scalar embeddings: every value rounded to 2, 4 or 8 bits, with a scale for each group of values."""
+"""Scalar embeddings: every value rounded to 2, 4 or 8 bits, with a scale for each group of values.
+
+| tensor | shape | type | meaning |
+|---|---|---|---|
+| `codes` | (V, ceil(D · bits / 8)) | uint8 | the level of each value, packed with the lowest bit first |
+| `scales` | (V, D / group_size) | float | how far the levels of a group are apart |
+
+V are the coded rows. A value is (level - (2^bits - 1) / 2) · scale of its group.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .codes import draw_codes_, pack_codes, packed_width, unpack_codes
-from .configuration import STORAGE_DTYPES, StructureConfig
-from .decoded_scores import decoded_scores
+from .codes import decoded_scores, draw_codes_, pack_codes, packed_width, unpack_codes
 from .errors import config_error
+from .options import StructureConfig, StructureLayout, choice, integer
 from .structure import CompactEmbedding, register_structure
 
 _INITIAL_RANGE = 0.02
+_DEFAULT_BITS = 8
+# Smaller groups follow the values more closely and take more scales.
+_GROUP_SIZES = (16, 32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScalarConfig(StructureConfig):
-    """Configuration of scalar embeddings, the baseline of all quantisation.
+    """Options of scalar embeddings, the baseline of all quantisation.
 
     Attributes:
-        bits: of each value.
-        group_size: values that share a scale; must divide the width. None: a scale for each row.
+        bits: of each value, 2, 4 or 8; None: the most that the budget allows, or 8.
+        group_size: values that share a scale; must divide the width. None: the smallest groups that the budget allows,
+            or a scale for each row.
     """
 
     method: ClassVar[str] = "scalar"
 
-    bits: int = 8
-    group_size: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        super().__post_init__()
-        self.require_choice("bits", (2, 4, 8))
-        if self.group_size is not None:
-            self.require_integer("group_size", 1)
-
-    def resolved(self, num_embeddings: int, embedding_dim: int) -> Self:
-        """Fill in the group size and check it against the width."""
-        config = super().resolved(num_embeddings, embedding_dim)
-        size = self.group_size or embedding_dim
-        if embedding_dim % size:
-            raise config_error("group_size", size, f"it must divide the table's width of {embedding_dim:,}")
-        return dataclasses.replace(config, group_size=size)
-
-    @classmethod
-    def candidates(cls, num_embeddings: int, embedding_dim: int, max_bytes: int) -> list[Self]:
-        """Return every number of bits that fits, with the smallest groups that fit."""
-        size = STORAGE_DTYPES[cls().storage_dtype].itemsize
-        found = []
-        for bits in (8, 4, 2):
-            spare = max_bytes - num_embeddings * packed_width(embedding_dim, bits)
-            groups = [g for g in (16, 32, 64, 128, embedding_dim) if embedding_dim % g == 0 and g <= embedding_dim]
-            fitting = [g for g in groups if num_embeddings * (embedding_dim // g) * size <= spare]
-            if fitting:
-                found.append(cls(bits=bits, group_size=fitting[0]))
-        return found
+    bits: int | None = choice(None, 2, 4, 8)
+    group_size: int | None = integer(None, 1)
 
 
-@register_structure(ScalarConfig)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScalarLayout(StructureLayout):
+    """Sizes of scalar embeddings.
+
+    Attributes:
+        bits: of each value.
+        group_size: values that share a scale.
+    """
+
+    bits: int = integer(least=2, most=8)
+    group_size: int = integer(least=1)
+
+
+@register_structure
 class ScalarEmbedding(CompactEmbedding):
     """A value is (code - middle) · scale of its group; the levels lie evenly on both sides of zero."""
 
-    config: ScalarConfig
+    options_class = ScalarConfig
+    layout_class = ScalarLayout
+
+    options: ScalarConfig
+    layout: ScalarLayout
     codes: Tensor
 
     def __init__(
         self,
-        config: ScalarConfig,
+        options: ScalarConfig,
+        layout: ScalarLayout,
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
         scale: float = 1.0,
     ) -> None:
         """Allocate codes and scales."""
-        super().__init__(config, num_embeddings, embedding_dim, padding_idx, scale)
-        assert self.config.group_size is not None
-        self.groups = embedding_dim // self.config.group_size
-        self.scales = nn.Parameter(torch.empty(self.coded_rows, self.groups))
-        shape = (self.coded_rows, packed_width(embedding_dim, self.config.bits))
+        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
+        self.groups = embedding_dim // layout.group_size
+        self.scales = nn.Parameter(torch.empty(layout.coded_rows, self.groups))
+        shape = (layout.coded_rows, packed_width(embedding_dim, layout.bits))
         self.register_buffer("codes", torch.empty(shape, dtype=torch.uint8))
+
+    @classmethod
+    def layout_for(cls, options: ScalarConfig, rows: int, width: int, max_bytes: int | None = None) -> ScalarLayout:
+        """Take the most bits that fit, then the smallest groups."""
+        bits = (options.bits,) if options.bits else (8, 4, 2)
+        sizes: tuple[int, ...] = (options.group_size,) if options.group_size else (*_GROUP_SIZES, width)
+        if max_bytes is None:
+            return ScalarLayout(
+                coded_rows=rows, bits=options.bits or _DEFAULT_BITS, group_size=options.group_size or width
+            )
+        possible = [
+            (rows * (packed_width(width, count) + width // group * options.float_bytes), count, group)
+            for count in bits
+            for group in sizes
+            if width % group == 0
+        ]
+        fitting = [(count, group) for taken, count, group in possible if taken <= max_bytes]
+        if not fitting:
+            least = min((taken for taken, _, _ in possible), default=0)
+            raise config_error("max_bytes", max_bytes, f"the least bits and scales take {least:,} bytes")
+        return ScalarLayout(coded_rows=rows, bits=fitting[0][0], group_size=fitting[0][1])
+
+    def check_layout(self) -> None:
+        """Raise if the bits do not pack, or the groups do not divide the width."""
+        super().check_layout()
+        if self.layout.bits not in (2, 4, 8):
+            raise config_error("bits", self.layout.bits, "allowed are 2, 4, 8")
+        if self.embedding_dim % self.layout.group_size:
+            allowed = f"it must divide the table's width of {self.embedding_dim:,}"
+            raise config_error("group_size", self.layout.group_size, allowed)
 
     def _values(self, codes: Tensor, scales: Tensor) -> Tensor:
         """Return the values (..., D) of packed codes and the scales (..., groups) of their groups."""
-        steps = unpack_codes(codes, self.embedding_dim, self.config.bits).to(scales.dtype)
-        centred = steps - middle(self.config.bits)
+        steps = unpack_codes(codes, self.embedding_dim, self.layout.bits).to(scales.dtype)
+        centred = steps - middle(self.layout.bits)
         return (centred.unflatten(-1, (self.groups, -1)) * scales.unsqueeze(-1)).flatten(-2)
 
     def coded_vectors(self, ids: Tensor) -> Tensor:
@@ -101,19 +131,19 @@ class ScalarEmbedding(CompactEmbedding):
         def decode(start: int, stop: int) -> Tensor:
             return self._values(self.codes[start:stop], self.scales[start:stop].float())
 
-        return decoded_scores(hidden.float(), self.coded_rows, decode)
+        return decoded_scores(hidden.float(), self.layout.coded_rows, decode)
 
     @torch.no_grad()
     def set_codes(self, codes: Tensor, scales: Tensor) -> None:
         """Store codes (V, D) and scales (V, groups)."""
-        self.codes.copy_(pack_codes(codes, self.config.bits))
+        self.codes.copy_(pack_codes(codes, self.layout.bits))
         self.scales.copy_(scales)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw codes at random, at the usual spread."""
-        levels = 1 << self.config.bits
-        draw_codes_(self.codes, self.embedding_dim, self.config.bits, levels)
+        levels = 1 << self.layout.bits
+        draw_codes_(self.codes, self.embedding_dim, self.layout.bits, levels)
         # Codes drawn evenly spread over levels / sqrt(12) steps.
         self.scales.fill_(_INITIAL_RANGE * 12**0.5 / levels)
 

@@ -1,34 +1,45 @@
-"""Subspace embeddings: a row is the concatenation of one entry from each of f small tables."""
+"""Subspace embeddings: a row is the concatenation of one entry from each of f small tables, its codebooks.
+
+| tensor | shape | type | meaning |
+|---|---|---|---|
+| `codebooks` | (f', n, D // f) | float | the codebooks of equal width: f of them, or f - 1 where f does not divide D |
+| `last_codebook` | (n, D // f + D % f) | float | the wider last codebook; only where f does not divide D |
+| `codes` | (V, ceil(f · b / 8)) | uint8 | f codes a row of b = ceil(log2 n) bits, lowest bit first; only of clusters |
+
+V are the coded rows. For `assignment="dispersed"` the codes are the digits of the row's id in base n, lowest first.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .codes import MAX_BITS, bits_for, draw_codes_, pack_codes, packed_width, product_scores, unpack_codes
-from .configuration import STORAGE_DTYPES, StructureConfig
 from .errors import CheckpointError, config_error
+from .options import StructureConfig, StructureLayout, choice, flag, integer, number
 from .structure import CompactEmbedding, register_structure
 
 # The range that tables start from when trained from scratch (Jaiswal & Liu, 2023).
 _INITIAL_RANGE = 0.1
-# Codebook sizes worth trying, and with how many subspaces at most: beyond, smaller ones do as well in less time.
-_CANDIDATE_ENTRIES = {16: 1 << 30, 256: 1 << 30, 1024: 48}
-_CANDIDATE_DIGITS = (2, 3, 4)
+_DEFAULT_SUBSPACES = 8
+_DEFAULT_ENTRIES = 256
+# The most digits that dispersed tuples are tried with: tables of two rows would need no more.
+_MOST_DIGITS = 16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SubspaceConfig(StructureConfig):
-    """Configuration of subspace embeddings.
+    """Options of subspace embeddings.
 
     Attributes:
-        num_subspaces: f, the slices of a row; the last takes the remainder of D / f.
-        codebook_size: n, the rows of each table. None: 256 for "cluster"; for "dispersed" the smallest
-            count of the paper, floor(V^(1/f)) + 1, with which all tuples differ.
+        num_subspaces: f, the slices of a row; the last takes the remainder of D / f. None: as many as the budget allows
+            (of dispersed digits, as few), or 8.
+        codebook_size: n, the entries of each codebook. None: 256 for "cluster"; for "dispersed" the smallest count of
+            the paper, floor(V^(1/f)) + 1, with which all tuples differ.
         assignment: which entries a token uses. "cluster": learned by k-means, stored as codes.
             "dispersed": the digits of the token's id in base n, computed and not stored.
         frequency_power: tokens weigh (count + 1)^power in the fit, where counts are known.
@@ -40,62 +51,28 @@ class SubspaceConfig(StructureConfig):
 
     method: ClassVar[str] = "subspace"
 
-    num_subspaces: int = 8
-    codebook_size: int | None = None
-    assignment: str = "cluster"
-    frequency_power: float = 0.5
-    features: str = "table"
-    unique_codes: bool = False
-    iterations: int = 25
+    num_subspaces: int | None = integer(None, 1)
+    codebook_size: int | None = integer(None, 1, 1 << MAX_BITS)
+    assignment: str = choice("cluster", "dispersed")
+    frequency_power: float = number(0.5, 0.0, 4.0)
+    features: str = choice("table", "contextual")
+    unique_codes: bool = flag()
+    iterations: int = integer(25, 1)
 
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        super().__post_init__()
-        self.require_integer("num_subspaces", 1)
-        self.require_choice("assignment", ("cluster", "dispersed"))
-        if self.codebook_size is not None:
-            self.require_integer("codebook_size", 1, 1 << MAX_BITS)
-        self.require_number("frequency_power", 0.0, 4.0)
-        self.require_choice("features", ("table", "contextual"))
-        self.require_choice("unique_codes", (True, False))
-        self.require_integer("iterations", 1)
 
-    def resolved(self, num_embeddings: int, embedding_dim: int) -> Self:
-        """Fill in the codebook size and check the subspaces against the width."""
-        config = super().resolved(num_embeddings, embedding_dim)
-        if self.num_subspaces > embedding_dim:
-            raise config_error("num_subspaces", self.num_subspaces, f"the table is only {embedding_dim} wide")
-        if config.codebook_size is None:
-            assert config.coded_rows is not None
-            dispersed = config.assignment == "dispersed"
-            size = smallest_base(config.coded_rows, config.num_subspaces) if dispersed else 256
-            config = dataclasses.replace(config, codebook_size=size)
-        return config
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubspaceLayout(StructureLayout):
+    """Sizes of subspace embeddings.
 
-    @classmethod
-    def candidates(cls, num_embeddings: int, embedding_dim: int, max_bytes: int) -> list[Self]:
-        """Return, for several codebook sizes, the most subspaces that fit; and the paper's dispersed tuples."""
-        size = STORAGE_DTYPES[cls().storage_dtype].itemsize
-        found = []
-        for entries in _CANDIDATE_ENTRIES:
-            spare = max_bytes - entries * embedding_dim * size
-            # Whole bytes a row, as many codes as they hold; but no last slice of more than twice the width.
-            subspaces = min(embedding_dim, 8 * (spare // num_embeddings) // bits_for(entries))
-            while subspaces > 0 and embedding_dim % subspaces > embedding_dim // subspaces:
-                subspaces -= 1
-            if 0 < subspaces <= _CANDIDATE_ENTRIES[entries] and entries <= num_embeddings // 2:
-                found.append(cls(num_subspaces=subspaces, codebook_size=entries))
-        if not found:
-            for subspaces in _CANDIDATE_DIGITS:
-                if smallest_base(num_embeddings, subspaces) * embedding_dim * size <= max_bytes:
-                    found.append(cls(num_subspaces=subspaces, assignment="dispersed"))
-        return found
+    Attributes:
+        num_subspaces: f, the codes of a row.
+        codebook_size: n, the entries of each codebook.
+        stored_codes: whether tuples are stored, or the digits of ids.
+    """
 
-    def head_cost(self, num_embeddings: int, embedding_dim: int) -> float:
-        """Score each entry once, then look f scores up for each row."""
-        config = self.resolved(num_embeddings, embedding_dim)
-        assert config.codebook_size is not None
-        return float(config.codebook_size * embedding_dim + num_embeddings * config.num_subspaces)
+    num_subspaces: int = integer(least=1)
+    codebook_size: int = integer(least=1, most=1 << MAX_BITS)
+    stored_codes: bool = flag(True)
 
 
 def smallest_base(count: int, digits: int) -> int:
@@ -109,57 +86,96 @@ def smallest_base(count: int, digits: int) -> int:
     return root + 1
 
 
-@register_structure(SubspaceConfig)
+def _most_codes(options: SubspaceConfig, rows: int, width: int, max_bytes: int) -> int:
+    """Return how many codes of a row fit beside their codebooks."""
+    entries = options.codebook_size or _DEFAULT_ENTRIES
+    spare = max_bytes - entries * width * options.float_bytes
+    count = min(width, 8 * (spare // rows) // bits_for(entries))
+    # No last slice of more than twice the width of the others.
+    while count > 0 and width % count > width // count:
+        count -= 1
+    if count < 1:
+        least = entries * width * options.float_bytes + rows * packed_width(1, bits_for(entries))
+        raise config_error(
+            "max_bytes", max_bytes, f"codebooks of {entries:,} entries and one code a row take {least:,} bytes"
+        )
+    return count
+
+
+def _fewest_digits(options: SubspaceConfig, rows: int, width: int, max_bytes: int) -> int:
+    """Return how many digits of ids give tables that fit: the fewer, the larger and better the tables."""
+    taken = {
+        count: (options.codebook_size or smallest_base(rows, count)) * width * options.float_bytes
+        for count in range(1, min(width, _MOST_DIGITS) + 1)
+    }
+    fitting = [count for count, size in taken.items() if size <= max_bytes]
+    if not fitting:
+        raise config_error("max_bytes", max_bytes, f"the smallest tables take {min(taken.values()):,} bytes")
+    return fitting[0]
+
+
+@register_structure
 class SubspaceEmbedding(CompactEmbedding):
     """Tables of equal width in `codebooks` (f', n, d); a wider last one, if f does not divide D, by itself."""
 
-    config: SubspaceConfig
+    options_class = SubspaceConfig
+    layout_class = SubspaceLayout
+
+    options: SubspaceConfig
+    layout: SubspaceLayout
     codes: Tensor | None
     last_codebook: nn.Parameter | None
 
     def __init__(
         self,
-        config: SubspaceConfig,
+        options: SubspaceConfig,
+        layout: SubspaceLayout,
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
         scale: float = 1.0,
     ) -> None:
-        """Allocate tables and codes."""
-        super().__init__(config, num_embeddings, embedding_dim, padding_idx, scale)
-        width, remainder = divmod(embedding_dim, self.config.num_subspaces)
-        equal = self.config.num_subspaces - (1 if remainder else 0)
+        """Allocate codebooks and codes."""
+        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
+        width, remainder = divmod(embedding_dim, layout.num_subspaces)
+        equal = layout.num_subspaces - (1 if remainder else 0)
+        self.entries, self.code_bits = layout.codebook_size, bits_for(layout.codebook_size)
         self.codebooks = nn.Parameter(torch.empty(equal, self.entries, width))
         last = nn.Parameter(torch.empty(self.entries, width + remainder)) if remainder else None
         self.register_parameter("last_codebook", last)
-        stored = None
-        if self.config.assignment == "cluster":
-            shape = (self.coded_rows, packed_width(self.config.num_subspaces, self.code_bits))
-            stored = torch.empty(shape, dtype=torch.uint8)
-        self.register_buffer("codes", stored)
+        shape = (layout.coded_rows, packed_width(layout.num_subspaces, self.code_bits))
+        self.register_buffer("codes", torch.empty(shape, dtype=torch.uint8) if layout.stored_codes else None)
 
-    @property
-    def entries(self) -> int:
-        """Rows of each table, n."""
-        assert self.config.codebook_size is not None
-        return self.config.codebook_size
+    @classmethod
+    def layout_for(cls, options: SubspaceConfig, rows: int, width: int, max_bytes: int | None = None) -> SubspaceLayout:
+        """Take the most codes of whole bytes a row that fit; of dispersed tuples, the fewest digits."""
+        stored = options.assignment == "cluster"
+        count, entries = options.num_subspaces, options.codebook_size
+        if count is None and max_bytes is not None:
+            count = (_most_codes if stored else _fewest_digits)(options, rows, width, max_bytes)
+        count = count or _DEFAULT_SUBSPACES
+        if entries is None:
+            entries = _DEFAULT_ENTRIES if stored else smallest_base(rows, count)
+        return SubspaceLayout(coded_rows=rows, num_subspaces=count, codebook_size=entries, stored_codes=stored)
 
-    @property
-    def code_bits(self) -> int:
-        """Bits of a stored code."""
-        return bits_for(self.entries)
+    def check_layout(self) -> None:
+        """Raise if there are more subspaces than columns."""
+        super().check_layout()
+        if self.layout.num_subspaces > self.embedding_dim:
+            allowed = f"the table is only {self.embedding_dim} wide"
+            raise config_error("num_subspaces", self.layout.num_subspaces, allowed)
 
     def codes_of(self, ids: Tensor) -> Tensor:
         """Return the tuples (..., f) of ids (...), as int64."""
         if self.codes is None:
             digits, rest = [], ids
-            for _ in range(self.config.num_subspaces):
+            for _ in range(self.layout.num_subspaces):
                 digits.append(rest % self.entries)
                 rest = rest // self.entries
             return torch.stack(digits, dim=-1)
         rows = self.codes.index_select(0, ids.reshape(-1))
-        codes = unpack_codes(rows, self.config.num_subspaces, self.code_bits)
-        return codes.view(*ids.shape, self.config.num_subspaces)
+        codes = unpack_codes(rows, self.layout.num_subspaces, self.code_bits)
+        return codes.view(*ids.shape, self.layout.num_subspaces)
 
     def coded_vectors(self, ids: Tensor) -> Tensor:
         """Concatenate the entries that the ids' tuples name."""
@@ -182,7 +198,7 @@ class SubspaceEmbedding(CompactEmbedding):
             tables = torch.cat([tables, last.unsqueeze(0)])
         if self.codes is not None:
             return product_scores(tables, self.codes, self.code_bits)
-        every = torch.arange(self.coded_rows, device=hidden.device)
+        every = torch.arange(self.layout.coded_rows, device=hidden.device)
         return product_scores(tables, pack_codes(self.codes_of(every), self.code_bits), self.code_bits)
 
     @torch.no_grad()
@@ -202,7 +218,7 @@ class SubspaceEmbedding(CompactEmbedding):
             if table is not None:
                 table.uniform_(-_INITIAL_RANGE, _INITIAL_RANGE)
         if self.codes is not None:
-            draw_codes_(self.codes, self.config.num_subspaces, self.code_bits, self.entries)
+            draw_codes_(self.codes, self.layout.num_subspaces, self.code_bits, self.entries)
 
     def keep_rows(self, count: int) -> None:
         """Drop the tuples of the last rows; the tables stay."""
@@ -214,11 +230,6 @@ class SubspaceEmbedding(CompactEmbedding):
         super().check_values()
         if self.codes is None or self.entries == 1 << self.code_bits:
             return
-        largest = int(unpack_codes(self.codes, self.config.num_subspaces, self.code_bits).max())
+        largest = int(unpack_codes(self.codes, self.layout.num_subspaces, self.code_bits).max())
         if largest >= self.entries:
             raise CheckpointError(f"`codes` holds {largest}, but `codebook_size` is {self.entries}.")
-
-    def collisions(self) -> int:
-        """Return how many rows have the tuple of an earlier row."""
-        every = torch.arange(self.coded_rows, device=self.device)
-        return self.coded_rows - int(torch.unique(self.codes_of(every), dim=0).shape[0])

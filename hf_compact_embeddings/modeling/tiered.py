@@ -1,108 +1,91 @@
-"""What structures share that code rows in rotated axes: a budget, tiers of rows, their means, and the axes.
+"""What structures share that code rows in rotated axes: tiers of rows, their means, and the axes.
 
 Rows are cut into tiers by what their error costs; all rows of a tier take the same bytes. A row is its coordinates
 times the basis, plus the mean of its tier. The basis is stored as it is, or as trellis codes (see `trellis_codes`).
+
+| tensor | shape | type | meaning |
+|---|---|---|---|
+| `codes` | (sum over tiers of rows · bytes,) | uint8 | the rows' codes, tier by tier, each tier's rows in order |
+| `tier_index` | (bytes,) | uint8 | the tier of each row, Huffman-coded with `tier_code_lengths`; from two tiers on |
+| `means` | (T, D) | float | what is added to all rows of a tier |
+| `basis` | (r, D) | float | the axes; or, with `basis="coded"`, instead of it: |
+| `basis_codes` | (basis_bytes,) | uint8 | trellis codes of the axes, one axis after the other |
+| `basis_bits` | (r,) | uint8 | bits of each entry of an axis, 0 to 6; 0 is an axis of zeros |
+| `basis_gains` | (r,) | float | the length that each decoded axis is multiplied by |
+
+T are the tiers, r is the rank: the axes that are kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from .codes import bits_for, is_traced, pack_codes, packed_width, unpack_codes
-from .configuration import StructureConfig
-from .errors import CheckpointError, CompactConfigError
-from .prefix_codes import is_complete, named_bytes, pack_names, unpack_names
+from .codes import is_traced, packed_width
+from .errors import CheckpointError, config_error
+from .huffman import MAX_LENGTH, coded_bytes, is_complete, pack_symbols, unpack_symbols
+from .options import StructureConfig, StructureLayout, choice, integer, integers, number
 from .structure import CompactEmbedding
-from .trellis_codes import MIN_WINDOW_BITS, decode, window_bits_for
+from .trellis_codes import MAX_BITS, MIN_WINDOW_BITS, decode, window_bits_for
 
 INITIAL_RANGE = 0.02
 RANDOM_BASIS_BITS = 6
+# What a table takes where no budget is given.
 _DEFAULT_BITS = 1.0
+_MAX_TIERS = 16
 
 _T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TieredConfig(StructureConfig):
-    """The fields that these structures have in common; their own configurations say what each means."""
+    """The options that these structures have in common; their own say what each means."""
 
-    max_bytes: int | None = None
-    bits_per_weight: float | None = None
-    tiers: int = 4
-    basis: str = "coded"
-    frequency_power: float | None = None
-    axis_power: float | None = None
-    metric: str = "plain"
-    tier_rows: tuple[int, ...] = ()
-    tier_tag_lengths: tuple[int, ...] = ()
-    rank: int | None = None
-    basis_bytes: int = 0
+    tiers: int = integer(4, 1, _MAX_TIERS)
+    basis: str = choice("coded", "float16")
+    frequency_power: float | None = number(None, 0.0, 4.0)
+    axis_power: float | None = number(None, 0.0, 4.0)
+    metric: str = choice("plain", "sensitivity")
 
-    def __post_init__(self) -> None:
-        """Check the fields."""
-        super().__post_init__()
-        if self.max_bytes is not None and self.bits_per_weight is not None:
-            raise CompactConfigError(
-                f"`max_bytes` is {self.max_bytes!r} and `bits_per_weight` {self.bits_per_weight!r}, "
-                "but only one of them can be given."
-            )
-        if self.max_bytes is not None:
-            self.require_integer("max_bytes", 1)
-        if self.bits_per_weight is not None:
-            self.require_number("bits_per_weight", 1e-4, 16.0)
-        self.require_integer("tiers", 1, 16)
-        self.require_choice("basis", ("coded", "float16"))
-        for name in ("frequency_power", "axis_power"):
-            if getattr(self, name) is not None:
-                self.require_number(name, 0.0, 4.0)
-        self.require_choice("metric", ("plain", "sensitivity"))
-        for field in dataclasses.fields(self):
-            # JSON gives lists back.
-            if isinstance(getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        self.require_names("tier_tag_lengths", self.tier_tag_lengths, len(self.tier_rows))
+    @staticmethod
+    def default_budget(rows: int, width: int) -> int:
+        """Return the bytes for a table (rows, width) where no budget is given."""
+        return int(rows * width * _DEFAULT_BITS / 8)
 
-    def require_names(self, field: str, lengths: tuple[int, ...], kinds: int) -> None:
-        """Raise unless names of these lengths tell so many kinds apart; none at all say that they are equally long."""
-        if lengths and not (len(lengths) == kinds and is_complete(lengths)):
-            raise CompactConfigError(f"`{field}` is {getattr(self, field)}, which are no names for {kinds}.")
 
-    def budget(self, num_embeddings: int, embedding_dim: int) -> int:
-        """Return the bytes to spend on a table (V, D)."""
-        if self.max_bytes is not None:
-            return self.max_bytes
-        return int(num_embeddings * embedding_dim * (self.bits_per_weight or _DEFAULT_BITS) / 8)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TieredLayout(StructureLayout):
+    """The sizes that these structures have in common.
+
+    Attributes:
+        tier_rows: rows in each tier.
+        tier_code_lengths: bits of each tier's codeword in `tier_index`; empty where there is one tier.
+        rank: r, axes that are kept.
+        basis_bytes: bytes of all coded axes.
+    """
+
+    tier_rows: tuple[int, ...] = integers()
+    tier_code_lengths: tuple[int, ...] = integers(1, MAX_LENGTH)
+    rank: int = integer()
+    basis_bytes: int = integer()
 
     def row_bytes(self) -> tuple[int, ...]:
         """Return the bytes of a row's code in each tier."""
         raise NotImplementedError
 
-    def random_basis_bytes(self, rank: int, embedding_dim: int) -> int:
-        """Return the bytes of a random start's coded axes."""
-        return rank * packed_width(embedding_dim, RANDOM_BASIS_BITS) if self.basis == "coded" else 0
-
-    def unfitted(self) -> Self:
-        """Keep the budget, and forget tiers and axes."""
-        fields: dict[str, Any] = {
-            field.name: field.default
-            for field in dataclasses.fields(self)
-            if field.name in ("rank", "basis_bytes") or field.default == ()
-        }
-        return dataclasses.replace(self, **fields)
-
 
 @dataclasses.dataclass(frozen=True)
-class RowPlaces:
+class RowPositions:
     """Where each row is.
 
     Attributes:
         tiers: the tier of each row (V,), int64.
-        slots: the place of each row within its tier (V,), int64.
+        slots: the position of each row within its tier (V,), int64.
     """
 
     tiers: Tensor
@@ -112,37 +95,50 @@ class RowPlaces:
 class TieredEmbedding(CompactEmbedding):
     """Rows = coordinates · basis + mean of the tier; a method says how coordinates are coded."""
 
-    config: TieredConfig
+    options: Any
+    layout: Any
     codes: Tensor
-    tier_tags: Tensor | None
-    basis_codes: Tensor | None
-    basis_bits: Tensor | None
-    basis_gains: nn.Parameter | None
+    tier_index: Tensor | None
+    basis_codes: Tensor
+    basis_bits: Tensor
+    basis_gains: nn.Parameter
     basis: nn.Parameter | None
 
     def __init__(
         self,
-        config: TieredConfig,
+        options: TieredConfig,
+        layout: TieredLayout,
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
         scale: float = 1.0,
     ) -> None:
-        """Allocate codes, tags, means and basis."""
-        super().__init__(config, num_embeddings, embedding_dim, padding_idx, scale)
-        config = self.config
-        assert config.rank is not None
-        tiers, rank, coded = len(config.tier_rows), config.rank, config.basis == "coded"
-        code_bytes = sum(rows * size for rows, size in zip(config.tier_rows, config.row_bytes(), strict=True))
-        # One after the other, tier by tier: rows of a tier have the same length.
-        self.register_buffer("codes", stored_table(True, code_bytes))
-        self.register_buffer("tier_tags", stored_table(tiers > 1, self._tier_tag_bytes()))
-        self.register_buffer("basis_codes", stored_table(coded, config.basis_bytes))
-        self.register_buffer("basis_bits", stored_table(coded, rank))
+        """Allocate codes, tiers, means and basis."""
+        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
+        tiers, rank, coded = len(layout.tier_rows), layout.rank, options.basis == "coded"
+        code_bytes = sum(rows * size for rows, size in zip(layout.tier_rows, layout.row_bytes(), strict=True))
+        self.register_buffer("codes", stored_bytes(True, code_bytes))
+        index_bytes = coded_bytes(layout.tier_rows, layout.tier_code_lengths) if tiers > 1 else 0
+        self.register_buffer("tier_index", stored_bytes(tiers > 1, index_bytes))
+        self.register_buffer("basis_codes", stored_bytes(coded, layout.basis_bytes))
+        self.register_buffer("basis_bits", stored_bytes(coded, rank))
         self.means = nn.Parameter(torch.empty(tiers, embedding_dim))
         self.register_parameter("basis_gains", nn.Parameter(torch.empty(rank)) if coded else None)
         self.register_parameter("basis", None if coded else nn.Parameter(torch.empty(rank, embedding_dim)))
-        self._known: dict[str, tuple[object, Any]] = {}
+        self._known: dict[str, tuple[_State, Any]] = {}
+
+    def check_layout(self) -> None:
+        """Raise if tiers do not add up, or their codewords cannot be told apart."""
+        super().check_layout()
+        layout = self.layout
+        if not 1 <= len(layout.tier_rows) <= _MAX_TIERS or sum(layout.tier_rows) != layout.coded_rows:
+            allowed = f"it must be 1 to {_MAX_TIERS} numbers that add up to `coded_rows`, {layout.coded_rows:,}"
+            raise config_error("tier_rows", layout.tier_rows, allowed)
+        if len(layout.row_bytes()) != len(layout.tier_rows):
+            raise config_error("tier_rows", layout.tier_rows, f"there are {len(layout.row_bytes())} kinds of rows")
+        check_code("tier_code_lengths", layout.tier_code_lengths, len(layout.tier_rows))
+        if layout.rank > self.embedding_dim:
+            raise config_error("rank", layout.rank, f"the table is only {self.embedding_dim} wide")
 
     # What is read from stored tables once.
 
@@ -153,18 +149,18 @@ class TieredEmbedding(CompactEmbedding):
         for good calls `read_tables()`.
         """
         found = self._known.get(name)
-        if found is None or not is_traced() and found[0] != _state_of(tables):
+        if found is None or (not is_traced() and not found[0].is_that_of(tables)):
             # What inference mode makes is no use to training.
             with torch.inference_mode(False), torch.no_grad():
-                found = (_state_of(tables), read())
+                found = (_State(tables), read())
             # Copies of the module that other threads run share the old one.
             self._known = {**self._known, name: found}
         return found[1]
 
     def read_tables(self) -> None:
         """Read now what is read once."""
-        self.places()
-        if self._basis_size() == self.config.basis_bytes:
+        self.positions()
+        if self._basis_size() == self.layout.basis_bytes:
             self.axes()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
@@ -183,66 +179,63 @@ class TieredEmbedding(CompactEmbedding):
             self._known = {}
             self.read_tables()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what was read: copies, in other processes too, read their own tables."""
+        return {**self.__dict__, "_known": {}}
+
     # Tiers.
 
-    def places(self) -> RowPlaces:
+    def positions(self) -> RowPositions:
         """Return where each row is."""
-        return self.known("places", (self.codes, self.tier_tags), self._read_places)
+        return self.known("positions", (self.codes, self.tier_index), self._read_positions)
 
-    def _read_places(self) -> RowPlaces:
-        device, tiers = self.codes.device, len(self.config.tier_rows)
-        if self.tier_tags is None:
-            tags = torch.zeros(self.coded_rows, dtype=torch.int64, device=device)
-        else:
-            tags = unpack_tags(self.tier_tags, self.coded_rows, tiers, self.config.tier_tag_lengths)
-        slots = torch.zeros_like(tags)
-        for tier in range(tiers):
-            mine = tags == tier
+    def _read_positions(self) -> RowPositions:
+        device, rows = self.codes.device, self.layout.coded_rows
+        tiers = torch.zeros(rows, dtype=torch.int64, device=device)
+        if self.tier_index is not None:
+            tiers = unpack_symbols(self.tier_index, rows, self.layout.tier_code_lengths)
+        slots = torch.zeros_like(tiers)
+        for tier in range(len(self.layout.tier_rows)):
+            mine = tiers == tier
             slots[mine] = torch.arange(int(mine.sum()), device=device)
-        return RowPlaces(tags, slots)
-
-    def _tier_tag_bytes(self) -> int:
-        rows, lengths = self.config.tier_rows, self.config.tier_tag_lengths
-        return named_bytes(rows, lengths) if lengths else packed_width(self.coded_rows, bits_for(len(rows)))
+        return RowPositions(tiers, slots)
 
     def tier_codes(self, tier: int) -> Tensor:
         """Return the codes (n, bytes) of a tier's rows."""
-        rows, size = self.config.tier_rows, self.config.row_bytes()
+        rows, size = self.layout.tier_rows, self.layout.row_bytes()
         start = sum(count * width for count, width in zip(rows[:tier], size, strict=False))
         return self.codes[start : start + rows[tier] * size[tier]].view(rows[tier], size[tier])
 
     @torch.no_grad()
-    def set_row_codes(self, tags: Tensor, codes: list[Tensor]) -> None:
+    def set_row_codes(self, tiers: Tensor, codes: list[Tensor]) -> None:
         """Store the tier of each row (V,) and the codes (n, bytes) of each tier."""
         self.codes.copy_(torch.cat([part.flatten() for part in codes]))
-        if self.tier_tags is not None:
-            self.tier_tags.copy_(pack_tags(tags.long(), len(codes), self.config.tier_tag_lengths))
+        if self.tier_index is not None:
+            self.tier_index.copy_(pack_symbols(tiers.long(), self.layout.tier_code_lengths))
 
     @torch.no_grad()
     def keep_rows(self, count: int) -> None:
         """Drop the codes of the last rows, in every tier."""
-        tags = self.places().tiers[:count]
-        kept = torch.bincount(tags, minlength=len(self.config.tier_rows)).tolist()
+        tiers = self.positions().tiers[:count]
+        kept = torch.bincount(tiers, minlength=len(self.layout.tier_rows)).tolist()
         codes = [self.tier_codes(tier)[:rows].clone() for tier, rows in enumerate(kept)]
         self.codes = torch.cat([part.flatten() for part in codes])
-        if self.tier_tags is not None:
-            self.tier_tags = pack_tags(tags, len(kept), self.config.tier_tag_lengths)
-        self.config = dataclasses.replace(self.config, tier_rows=tuple(kept), coded_rows=count)
+        if self.tier_index is not None:
+            self.tier_index = pack_symbols(tiers, self.layout.tier_code_lengths)
+        self.layout = dataclasses.replace(self.layout, tier_rows=tuple(kept), coded_rows=count)
         self.read_tables()
 
     # Axes.
 
     def axes(self) -> Tensor:
-        """Return the basis (r, D)."""
+        """Return the basis (r, D). The only place that reads coded axes."""
         if self.basis is not None:
             return self.basis
-        assert self.basis_gains is not None
         directions = self.known("basis", (self.basis_codes, self.basis_bits), self._read_basis)
         return directions.to(self.basis_gains) * self.basis_gains.unsqueeze(-1)
 
     def _read_basis(self) -> Tensor:
         """Decode the axes (r, D), before their gains."""
-        assert self.basis_codes is not None and self.basis_bits is not None
         rows, start = [], 0
         for bits in self.basis_bits.tolist():
             if not bits:
@@ -258,79 +251,90 @@ class TieredEmbedding(CompactEmbedding):
 
     def _basis_size(self) -> int:
         """Return how many bytes all axes' codes take by their bits."""
-        bits = [] if self.basis_bits is None else self.basis_bits.tolist()
+        bits = [] if self.basis is not None else self.basis_bits.tolist()
         return sum(basis_entries(self.embedding_dim, count) * count // 8 for count in bits)
 
     @torch.no_grad()
-    def set_basis(self, codes: list[Tensor], bits: tuple[int, ...], gains: Tensor, basis: Tensor) -> None:
-        """Store the axes: as they are (r, D), or the codes, bits and gains of each."""
-        if self.basis is not None:
-            self.basis.copy_(basis)
-        if self.basis_codes is not None and self.basis_bits is not None and self.basis_gains is not None:
-            if bits:
-                self.basis_codes.copy_(torch.cat([code.flatten() for code in codes]))
-            self.basis_bits.copy_(torch.tensor(bits, dtype=torch.uint8))
-            self.basis_gains.copy_(gains)
+    def set_coded_basis(self, codes: list[Tensor], bits: tuple[int, ...], gains: Tensor) -> None:
+        """Store the axes as the codes, the bits of an entry, and the gain of each."""
+        if bits:
+            self.basis_codes.copy_(torch.cat([code.flatten() for code in codes]))
+        self.basis_bits.copy_(torch.tensor(bits, dtype=torch.uint8))
+        self.basis_gains.copy_(gains)
 
     # Both.
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw codes, means and axes at random, all rows in the first tier."""
+        """Draw codes, means and axes at random; a random start has one tier."""
         self.codes.random_(0, 256)
-        if self.tier_tags is not None:
-            self.tier_tags.zero_()
         self.means.normal_(std=INITIAL_RANGE / 2)
-        spread = INITIAL_RANGE / max(1, self.config.rank or 0) ** 0.5
+        spread = INITIAL_RANGE / max(1, self.layout.rank) ** 0.5
         if self.basis is not None:
             self.basis.normal_(std=spread)
-        if self.basis_codes is not None and self.basis_bits is not None and self.basis_gains is not None:
+        else:
             self.basis_codes.random_(0, 256)
             self.basis_bits.fill_(RANDOM_BASIS_BITS)
             self.basis_gains.fill_(spread)
 
     def check_values(self) -> None:
-        """Raise if tags or bit tables do not fit to the codes."""
+        """Raise if tiers or bit tables do not fit to the codes."""
         super().check_values()
-        config = self.config
-        rows = torch.bincount(self.places().tiers, minlength=len(config.tier_rows)).tolist()
-        if tuple(rows) != config.tier_rows:
-            raise CheckpointError(f"`tier_tags` puts {rows} rows into the tiers, `tier_rows` says {config.tier_rows}.")
+        layout = self.layout
+        rows = torch.bincount(self.positions().tiers, minlength=len(layout.tier_rows)).tolist()
+        if tuple(rows) != layout.tier_rows:
+            raise CheckpointError(f"`tier_index` puts {rows} rows into the tiers, `tier_rows` says {layout.tier_rows}.")
+        if self.basis is None and layout.rank and int(self.basis_bits.max()) > MAX_BITS:
+            raise CheckpointError(f"`basis_bits` holds {int(self.basis_bits.max())}, the most is {MAX_BITS}.")
         size = self._basis_size()
-        if size != config.basis_bytes:
-            raise CheckpointError(f"`basis_bits` adds up to {size} bytes, `basis_bytes` is {config.basis_bytes}.")
+        if size != layout.basis_bytes:
+            raise CheckpointError(f"`basis_bits` adds up to {size} bytes, `basis_bytes` is {layout.basis_bytes}.")
         self.read_tables()
 
 
-def stored_table(present: bool, *shape: int) -> Tensor | None:
+class _State:
+    """What changes when tables are written, replaced or moved. Inference tensors do not count writes."""
+
+    def __init__(self, tables: tuple[Tensor | None, ...]) -> None:
+        # Weak: the identity of a table that is gone may be that of another one by now.
+        self.tables = [None if table is None else weakref.ref(table) for table in tables]
+        self.versions = _versions(tables)
+
+    def is_that_of(self, tables: tuple[Tensor | None, ...]) -> bool:
+        """Whether these are the same tables, and as they were."""
+        same = all(
+            table is None if seen is None else seen() is table for seen, table in zip(self.tables, tables, strict=True)
+        )
+        return same and self.versions == _versions(tables)
+
+
+def _versions(tables: tuple[Tensor | None, ...]) -> list[object]:
+    return [
+        None if table is None else (table.device, 0 if table.is_inference() else table._version) for table in tables
+    ]
+
+
+def stored_bytes(present: bool, *shape: int) -> Tensor | None:
     """Return bytes to fill, or None where a structure has no such table."""
     return torch.zeros(shape, dtype=torch.uint8) if present else None
 
 
-def pack_tags(values: Tensor, kinds: int, lengths: tuple[int, ...]) -> Tensor:
-    """Write of which kind each row is (V,), in names of these lengths; where none are given, all are equally long."""
-    if lengths:
-        return pack_names(values, lengths)
-    return pack_codes(values.unsqueeze(0), bits_for(kinds)).squeeze(0)
+def check_code(field: str, lengths: tuple[int, ...], symbols: int) -> None:
+    """Raise unless codewords of these lengths tell so many symbols apart; one symbol has none."""
+    if (len(lengths) != symbols or not is_complete(lengths)) if symbols > 1 else lengths:
+        raise config_error(field, lengths, f"they are no lengths of codewords for {symbols:,} symbols")
 
 
-def unpack_tags(packed: Tensor, rows: int, kinds: int, lengths: tuple[int, ...]) -> Tensor:
-    """Read what `pack_tags` wrote (V,), int64."""
-    return unpack_names(packed, rows, lengths) if lengths else unpack_codes(packed, rows, bits_for(kinds))
-
-
-def _state_of(tables: tuple[Tensor | None, ...]) -> list[object]:
-    """Return what changes when tables are written, replaced or moved. Inference tensors do not count writes."""
-    return [
-        None if table is None else (id(table), table.device, 0 if table.is_inference() else table._version)
-        for table in tables
-    ]
+def random_basis_bytes(options: TieredConfig, rank: int, width: int) -> int:
+    """Return the bytes of a random start's coded axes."""
+    entries = basis_entries(width, RANDOM_BASIS_BITS)
+    return rank * packed_width(entries, RANDOM_BASIS_BITS) if options.basis == "coded" else 0
 
 
 def basis_entries(width: int, bits: int) -> int:
     """Return to how many entries an axis (D,) is padded so that its code fills whole bytes and one window.
 
-    An axis without bits has no code.
+    Part of the format. An axis without bits has no code.
     """
     if not bits:
         return 0

@@ -18,6 +18,7 @@ from .errors import CompactConfigError
 MAX_BITS = 6
 MAX_WINDOW_BITS = 16
 MIN_WINDOW_BITS = 8
+# Part of the format, as is `window_bits_for` for coded axes.
 # Bit j of a state, counted from the newest, picks a half, a quarter, ... of the real line, flipped by the parity of
 # the older bits under mask j. So the branches of any state lie evenly spaced, at every number of bits per axis, and
 # paths that meet again differ much: a convolutional code. Found by search on Gaussian rows for 8, 10 and 12 bits.
@@ -38,7 +39,10 @@ def reproduction_values(window_bits: int) -> Tensor:
 
 
 def window_bits_for(row_bits: int, largest: int = 12) -> int:
-    """Return how many bits a window should see in a row of `row_bits`: short rings gain nothing from long windows."""
+    """Return how many bits a window should see in a row of `row_bits`: short rings gain nothing from long windows.
+
+    Layouts store it for rows; for axes it is part of the format.
+    """
     if row_bits < MIN_WINDOW_BITS:
         raise CompactConfigError(f"a row has {row_bits} bits, but a trellis needs at least {MIN_WINDOW_BITS}.")
     fitting = 8 if row_bits < 64 else 10 if row_bits < 96 else 12 if row_bits < 320 else MAX_WINDOW_BITS

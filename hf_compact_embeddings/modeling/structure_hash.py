@@ -1,21 +1,29 @@
-"""HashFormer embeddings: a word's vector comes from the 128 bits of its hash; no row belongs to a word."""
+"""HashFormer embeddings: a word's vector comes from the 128 bits of its hash; no row belongs to a word.
+
+| tensor | shape | type | meaning |
+|---|---|---|---|
+| `generic_vector` | (D,) | float | added to the vector of every ordinary token |
+| `special_vectors` | (`special_rows`, D) | float | the rows of special tokens; only with source "text" |
+| `codes` | (V, 16) | uint8 | the 128 bits of each token, lowest bit first; only with source "vocabulary" |
+| `hashed.table` | (`buckets` or 1,024, D) | float | "emb": a row a bucket; "pool": a row for each value of 10 bits |
+| `hashed.chunk_weights` | (13, D) | float | "pool": the weights of the 13 entries of a word, before their softmax |
+| `hashed.ones`, `hashed.zeros` | (D, 128) | float | "add": a column for each bit that is 1, and that is 0 |
+| `hashed.rows`, `hashed.scales` | (D, 128), (D,) | float | "proj": what bits are correlated with; lengths |
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from .codes import is_traced
-from .configuration import StructureConfig
 from .errors import CompactConfigError, UnsupportedArchitectureError, config_error
-from .extra_inputs import extra_input
+from .extra_inputs import extra_input, take_extra_inputs
 from .hash_variants import (
     INITIAL_STD,
     AddVariant,
@@ -33,6 +41,7 @@ from .hashing import (
     foreign_ids,
     unpack_signatures,
 )
+from .options import StructureConfig, StructureLayout, choice, integer, integers, number
 from .structure import CompactEmbedding, register_structure
 
 _SIGNATURE_BYTES = SIGNATURE_BITS // 8
@@ -41,7 +50,7 @@ _ROWS_PER_CHUNK = 4096
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HashConfig(StructureConfig):
-    """Configuration of HashFormer embeddings.
+    """Options of HashFormer embeddings.
 
     Attributes:
         variant: "proj", correlations with learned rows; "add", sums of learned columns; "pool", a weighted
@@ -60,27 +69,23 @@ class HashConfig(StructureConfig):
     """
 
     method: ClassVar[str] = "hash"
-    fits_token_strings: ClassVar[bool] = True
 
-    variant: str = "proj"
-    hashing: str = "md"
-    source: str | None = None
-    buckets: int = 50_260
-    special_rows: int = 5
-    ngram_sizes: Sequence[int] = (2, 3, 4)
-    hash_seed: int = 0
-    hash_version: int = HASH_VERSION
+    variant: str = choice("proj", "add", "pool", "emb")
+    hashing: str = choice("md", "lsh")
+    source: str | None = choice(None, "text", "vocabulary")
+    buckets: int = integer(50_260, 1)
+    special_rows: int = integer(5, 1)
+    ngram_sizes: tuple[int, ...] = integers(1, 16, default=(2, 3, 4))
+    hash_seed: int = integer(0, 0, (1 << 63) - 1)
+    hash_version: int = choice(HASH_VERSION)
     pieces: str | None = None
-    frequency_power: float = 0.75
+    frequency_power: float = number(0.75, 0.0, 4.0)
 
     def __post_init__(self) -> None:
-        """Check the fields; the hash settings check themselves."""
+        """Check all fields; the hash settings check themselves."""
         super().__post_init__()
-        self.require_choice("variant", ("emb", "pool", "add", "proj"))
-        self.require_choice("source", (None, "text", "vocabulary"))
-        self.require_integer("buckets", 1, 1 << 31)
-        self.require_integer("special_rows", 1, 1 << 31)
-        self.require_number("frequency_power", 0.0, 4.0)
+        if self.pieces is not None and not isinstance(self.pieces, str):
+            raise config_error("pieces", self.pieces, "it must be the digest of a subword tokenizer, or None")
         object.__setattr__(self, "ngram_sizes", tuple(self.hash_settings.ngram_sizes))
 
     @property
@@ -94,17 +99,23 @@ class HashConfig(StructureConfig):
         given = {"init": "random", "source": "text", "special_rows": len(tokenizer)}
         return cls(**given | tokenizer.hash_settings.to_dict() | options)
 
-    def resolved(self, num_embeddings: int, embedding_dim: int) -> Self:
-        """Fill in the source of the hashes."""
-        config = super().resolved(num_embeddings, embedding_dim)
-        if config.source is None:
-            config = dataclasses.replace(config, source="text")
-        if config.source == "text" and config.private_rows:
-            raise config_error("private_rows", config.private_rows, 'words have no rows: with source "text" it is 0')
-        return config
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HashLayout(StructureLayout):
+    """Sizes of HashFormer embeddings.
+
+    Attributes:
+        source: what is read: the hashes of words of a text, or ids of a vocabulary whose bits are stored.
+        buckets: rows of the table of "emb"; 0 for the others.
+        special_rows: rows of special tokens; 0 with a vocabulary.
+    """
+
+    source: str = choice("text", "vocabulary")
+    buckets: int = integer()
+    special_rows: int = integer()
 
 
-@register_structure(HashConfig)
+@register_structure
 class HashEmbedding(CompactEmbedding):
     """The vector of a word's bits, by `hashed`, plus one vector that all ordinary tokens share.
 
@@ -112,58 +123,91 @@ class HashEmbedding(CompactEmbedding):
     model's configuration, which has no meaning here and decides nothing.
     """
 
-    config: HashConfig
+    options_class = HashConfig
+    layout_class = HashLayout
+
+    options: HashConfig
+    layout: HashLayout
     special_vectors: nn.Parameter | None
-    codes: Tensor | None
+    codes: Tensor
 
     def __init__(
         self,
-        config: HashConfig,
+        options: HashConfig,
+        layout: HashLayout,
         num_embeddings: int,
         embedding_dim: int,
         padding_idx: int | None = None,
         scale: float = 1.0,
     ) -> None:
         """Allocate what the variant learns, the generic vector, and special rows or stored bits."""
-        super().__init__(config, num_embeddings, embedding_dim, padding_idx, scale)
+        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
         self.hashed = self._variant()
         self.generic_vector = nn.Parameter(torch.empty(embedding_dim))
         special, codes = None, None
         if self.reads_text:
             # The tokenizer's own; some architectures have another one built in.
             self.padding_idx = 0
-            special = nn.Parameter(torch.empty(self.config.special_rows, embedding_dim))
+            special = nn.Parameter(torch.empty(layout.special_rows, embedding_dim))
         else:
-            codes = torch.empty(self.coded_rows, _SIGNATURE_BYTES, dtype=torch.uint8)
+            codes = torch.empty(layout.coded_rows, _SIGNATURE_BYTES, dtype=torch.uint8)
         self.register_parameter("special_vectors", special)
         self.register_buffer("codes", codes)
-        self._hash_settings = self.config.hash_settings
+        self._hash_settings = options.hash_settings
         self._ids_are_checked = False
 
+    @classmethod
+    def layout_for(cls, options: HashConfig, rows: int, width: int, max_bytes: int | None = None) -> HashLayout:
+        """Take what the options say; only buckets can adapt to a budget, and only where it is smaller than they."""
+        source = options.source or "text"
+        buckets = options.buckets if options.variant == "emb" else 0
+        row_bytes = width * options.float_bytes
+        if buckets and max_bytes is not None:
+            tokens = rows * _SIGNATURE_BYTES if source == "vocabulary" else options.special_rows * row_bytes
+            buckets = max(1, min(buckets, (max_bytes - tokens - row_bytes) // row_bytes))
+        special = options.special_rows if source == "text" else 0
+        if special and options.private_rows:
+            raise config_error("private_rows", options.private_rows, 'words have no rows: with source "text" it is 0')
+        return HashLayout(coded_rows=rows, source=source, buckets=buckets, special_rows=special)
+
+    def check_layout(self) -> None:
+        """Raise if there are rows for tokens where there are none."""
+        super().check_layout()
+        layout, reads_text = self.layout, self.reads_text
+        if reads_text and layout.private_rows:
+            raise config_error("private_rows", layout.private_rows, "words have no rows")
+        if (layout.special_rows > 0) != reads_text:
+            raise config_error("special_rows", layout.special_rows, f"the source is {layout.source!r}")
+        if (layout.buckets > 0) != (self.options.variant == "emb"):
+            raise config_error("buckets", layout.buckets, f"the variant is {self.options.variant!r}")
+
+    def attach(self, model: nn.Module) -> None:
+        """Let the model's `forward` take signatures too; refuse models that need more than words from text have."""
+        if not self.reads_text:
+            return
+        self._require_encoder(model)
+        if self.options.hashing == "lsh":
+            take_extra_inputs(model, ("signatures",))
+
     def _variant(self) -> HashVariant:
-        if self.config.variant == "emb":
-            return BucketVariant(self.embedding_dim, self.config.buckets)
-        if self.config.variant == "proj":
+        if self.options.variant == "emb":
+            return BucketVariant(self.embedding_dim, self.layout.buckets)
+        if self.options.variant == "proj":
             return ProjVariant(self.embedding_dim, scaled=not self.reads_text)
-        return (PoolVariant if self.config.variant == "pool" else AddVariant)(self.embedding_dim)
+        return (PoolVariant if self.options.variant == "pool" else AddVariant)(self.embedding_dim)
 
     @property
     def reads_text(self) -> bool:
         """Whether ids are hashes of words, and not numbers of tokens."""
-        return self.config.source == "text"
-
-    @property
-    def extra_inputs(self) -> tuple[str, ...]:
-        """The signatures, where they travel beside the ids."""
-        return ("signatures",) if self.reads_text and self.config.hashing == "lsh" else ()
+        return self.layout.source == "text"
 
     # From ids to vectors.
 
     def bits_of(self, ids: Tensor) -> Tensor:
         """Return the 128 bits (..., 128) of ids (...), as 0 and 1 in uint8; of special tokens, anything."""
-        if self.codes is not None:
+        if not self.reads_text:
             return _bits_of_bytes(self.codes.index_select(0, ids.reshape(-1))).view(*ids.shape, SIGNATURE_BITS)
-        if self.config.hashing == "md":
+        if self.options.hashing == "md":
             return expand_bits(ids)
         return unpack_signatures(self._signatures_of(ids))
 
@@ -194,7 +238,6 @@ class HashEmbedding(CompactEmbedding):
 
     def coded_scores(self, hidden: Tensor) -> Tensor:
         """Score what the variant learns, and combine it for each row."""
-        assert self.codes is not None
         hidden, codes = hidden.float(), self.codes
         scores = self.hashed(hidden, len(codes), lambda start, stop: _bits_of_bytes(codes[start:stop]))
         return scores + hidden @ self.generic_vector.float().unsqueeze(-1)
@@ -213,7 +256,7 @@ class HashEmbedding(CompactEmbedding):
         # Elsewhere the answer must be waited for, so only the first batch is looked at.
         if self._ids_are_checked and ids.device.type != "cpu":
             return
-        foreign = foreign_ids(ids, self._hash_settings, self.config.special_rows)
+        foreign = foreign_ids(ids, self._hash_settings, self.layout.special_rows)
         if bool(foreign.any()):
             raise CompactConfigError(self._foreign_text(int(ids[foreign][0])))
         self._ids_are_checked = True
@@ -223,7 +266,7 @@ class HashEmbedding(CompactEmbedding):
         tag = foreign // MIN_WORD_ID
         if tag <= 0:
             return (
-                f"`input_ids` holds {foreign}, which is neither one of the {self.config.special_rows} special tokens "
+                f"`input_ids` holds {foreign}, which is neither one of the {self.layout.special_rows} special tokens "
                 f"nor the hash of a word. {expected}; the ids of an ordinary tokenizer mean nothing to it."
             )
         guesses = [HashSettings(hashing=hashing, hash_seed=seed) for hashing in ("md", "lsh") for seed in range(64)]
@@ -233,21 +276,8 @@ class HashEmbedding(CompactEmbedding):
     def _settings_text(self) -> str:
         return str(self._hash_settings.to_dict())
 
-    def check_tokenizer(self, stored: Callable[[], Mapping[str, Any]]) -> None:
-        """Refuse a saved tokenizer with other hash settings."""
-        if not self.reads_text:
-            return
-        config = stored()
-        if "hash_version" in config and HashSettings.from_dict(config) != self._hash_settings:
-            raise CompactConfigError(
-                f"The tokenizer hashes words with {HashSettings.from_dict(config).to_dict()}, but the model beside it "
-                f"was built for {self._settings_text()}: the hashes of one mean nothing to the other."
-            )
-
-    def require_fit(self, model: PreTrainedModel) -> None:
+    def _require_encoder(self, model: Any) -> None:
         """Refuse models that need more of a table than words from text have."""
-        if not self.reads_text:
-            return
         name, forward = type(model).__name__, inspect.signature(type(model).forward)
         reason = None
         if model.get_output_embeddings() is not None:
@@ -297,7 +327,6 @@ class HashEmbedding(CompactEmbedding):
     @torch.no_grad()
     def set_bits(self, start: int, bits: Tensor) -> None:
         """Store the bits (n, 128) of the tokens from `start` on."""
-        assert self.codes is not None
         weights = 1 << torch.arange(8, device=bits.device)
         packed = (bits.unflatten(-1, (_SIGNATURE_BYTES, 8)) * weights).sum(-1)
         self.codes[start : start + len(bits)] = packed.to(self.codes)
@@ -305,8 +334,8 @@ class HashEmbedding(CompactEmbedding):
     @torch.no_grad()
     def hash_ids(self) -> None:
         """Store hashes of the tokens' ids, where their strings are not known."""
-        for start in range(0, self.coded_rows, _ROWS_PER_CHUNK):
-            ids = torch.arange(start, min(start + _ROWS_PER_CHUNK, self.coded_rows), device=self.device)
+        for start in range(0, self.layout.coded_rows, _ROWS_PER_CHUNK):
+            ids = torch.arange(start, min(start + _ROWS_PER_CHUNK, self.layout.coded_rows), device=self.device)
             self.set_bits(start, expand_bits(ids))
 
     @torch.no_grad()
@@ -316,22 +345,13 @@ class HashEmbedding(CompactEmbedding):
         for parameter in (self.generic_vector, self.special_vectors):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=INITIAL_STD, a=-2 * INITIAL_STD, b=2 * INITIAL_STD)
-        if self.codes is not None:
+        if not self.reads_text:
             self.hash_ids()
 
     def keep_rows(self, count: int) -> None:
         """Drop the bits of the last tokens."""
-        if self.codes is not None:
+        if not self.reads_text:
             self.codes = self.codes[:count].clone()
-
-    def collisions(self) -> int:
-        """Return how many tokens have the vector of an earlier one; unknown, so 0, without a vocabulary."""
-        if self.codes is None:
-            return 0
-        entries = torch.cat(
-            [self.hashed.entries_of(_bits_of_bytes(chunk)) for chunk in self.codes.split(_ROWS_PER_CHUNK)]
-        )
-        return self.coded_rows - len(torch.unique(entries, dim=0))
 
 
 def _bits_of_bytes(codes: Tensor) -> Tensor:
