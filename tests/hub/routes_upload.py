@@ -32,16 +32,18 @@ def preupload(call: Call) -> Response:
     answers = []
     for file in body["files"]:
         path, existing = file["path"], files.get(file["path"])
-        is_large = (
-            _matches(path, large) or file["size"] > LARGEST_REGULAR_FILE or b"\0" in base64.b64decode(file["sample"])
-        )
         answer = {
             "path": path,
-            "uploadMode": "lfs" if is_large else "regular",
+            "uploadMode": "lfs" if is_large(file, large) else "regular",
             "shouldIgnore": _matches(path, ignored),
         }
         answers.append({**answer, "oid": existing.etag} if existing else answer)
     return json_response({"files": answers})
+
+
+def is_large(file: dict[str, Any], patterns: list[str]) -> bool:
+    has_zeros = b"\0" in base64.b64decode(file["sample"])
+    return _matches(file["path"], patterns) or file["size"] > LARGEST_REGULAR_FILE or has_zeros
 
 
 def _matches(path: str, patterns: list[str]) -> bool:
