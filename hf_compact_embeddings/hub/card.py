@@ -272,7 +272,7 @@ def _fidelity(report: Report) -> list[tuple[str, str]]:
         ("the least that a Gaussian source allows at this size", f"{report.shannon_bound:.4f}"),
         ("distance to that", f"{report.gap_db:.2f} dB"),
         ("mean cosine of the rows", f"{report.mean_cosine:.4f}"),
-        ("rows with the same codes as another", f"{report.collisions:,} of {report.rows:,}"),
+        ("rows with the same codes as an earlier one", f"{report.collisions:,} of {report.rows:,}"),
     ]
 
 

@@ -87,6 +87,17 @@ def test_the_figures_are_the_reports(hub: HubServer, api: Any) -> None:
     assert f"lie {len(code)} code files of together {sum(map(len, code)) / 1e3:.1f} kB" in text
 
 
+def test_the_collisions_are_the_reports() -> None:
+    compact = hce.compress(dense_model(), "subspace", num_subspaces=1, codebook_size=4)
+    report = hce.inspect(compact, against=dense_model())
+    text = make_card(compact, report).text
+    assert report.collisions > report.rows / 2
+    assert f"| rows with the same codes as an earlier one | {report.collisions:,} of {report.rows:,} |" in text
+    assert f"- Rows with the same codes as an earlier one: {report.collisions:,}." in text
+    none = dataclasses.replace(report, collisions=0)
+    assert "- Rows with the same codes" not in make_card(compact, none).text
+
+
 def test_without_a_report_nothing_is_claimed() -> None:
     card = make_card(compact_model())
     assert "Not measured: the original was not at hand" in card.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from typing import Any
@@ -12,12 +13,12 @@ from huggingface_hub import HfApi, ModelCard, constants
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.main import main
 
-from . import routes_upload
+from . import routes
 from .compact import BASE, BASE_CARD, REPO, compact_model, push
 from .faults import Fault
 from .server import HubServer
 
-pytestmark = pytest.mark.usefixtures("api", "waits")
+pytestmark = pytest.mark.usefixtures("api", "no_waits")
 
 OLD = {"config.json": b'{"model_type": "compact-bert"}', "model.safetensors": bytes(5000)}
 PREUPLOAD, BATCH, UPLOAD = ("POST", r"/preupload/"), ("POST", r"/objects/batch$"), ("PUT", r"^/lfs/")
@@ -204,7 +205,7 @@ def test_a_name_that_is_somebody_elses(hub: HubServer) -> None:
     assert hub.refs("other/compact") == before
     with pytest.raises(hce.HubError, match=r"tester may not write there \(403\).*Push to tester/new"):
         hce.push_to_hub(compact_model(), "other/new")
-    assert ("model", "other/new") not in hub.store.repositories
+    assert "other/new" not in hub.store.repositories
 
 
 QUOTA = "Private repository storage limit reached, please upgrade your plan to increase your private storage limit."
@@ -229,6 +230,11 @@ def test_a_gated_original_stops_no_push(hub: HubServer, caplog: pytest.LogCaptur
     assert gate.fired > 0
     assert f"The card of {BASE} could not be read, so its licence" in caplog.text
     assert "license" not in hub.files(REPO)["README.md"].decode().split("---")[1]
+    # The original that `compress()` noted is looked for too.
+    compact = copy.deepcopy(compact_model())
+    compact.config.compact_source["base_model"] = BASE
+    hce.push_to_hub(compact, REPO)
+    assert f"{BASE} is out of reach: if it has sentence-transformers files, they are not pushed along" in caplog.text
 
 
 @pytest.mark.parametrize("is_new", [False, True], ids=["there", "new"])
@@ -254,7 +260,7 @@ def test_an_impossible_name(hub: HubServer, name: str) -> None:
     assert [call for call in hub.requests if call.method != "GET"] == []
 
 
-def test_a_new_repository_is_left_empty_and_said_so(hub: HubServer) -> None:
+def test_a_new_repository_is_left_empty(hub: HubServer) -> None:
     hub.inject(Fault(kind="status", status=500, method="POST", path=r"/commit/"))
     assert "Nothing was committed." in refused()
     assert hub.titles(REPO) == ["initial commit"]
@@ -308,7 +314,7 @@ def test_a_push_is_one_commit_or_none(
     if has_xet:
         pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not has_xet)
-    monkeypatch.setattr(routes_upload, "is_large", lambda *file: False)
+    monkeypatch.setattr(routes, "is_large", lambda file: False)
     commits = hub.inject(Fault(kind="status", status=503, method="POST", path=r"/commit/", times=60))
     assert "The Hub has a problem of its own (503" in refused()
     assert (hub.refs(REPO), commits.fired) == (before, 1)
