@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on 127.0.0.1 that the unmodified client talks to, and that fails when it is told to."""
+"""A Hugging Face Hub on 127.0.0.1 that the unmodified client talks to, and that fails as a test asks it to."""
 
 from __future__ import annotations
 

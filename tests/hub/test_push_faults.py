@@ -302,7 +302,7 @@ def test_a_failure_below_the_client_is_explained(
     """`hf_xet` raises plain errors of Python: here for want of a storage that it can talk to."""
     pytest.importorskip("hf_xet")
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
-    assert re.match(r"The push failed while sending the files: .*xet-write-token.*Nothing was committed\.", refused())
+    assert re.search(r"while sending the files.*Nothing was committed\.", refused())
     assert hub.refs(REPO) == before
 
 
