@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.utils import yaml_dump
 from transformers import PreTrainedModel
 
 from ..evaluation.report import Report, inspect
@@ -23,11 +24,12 @@ from ..modeling.tied import TiedHead
 from ..modeling.training_card import CARD_TAG
 from ..origin import command_of
 from ..version import __version__
-from .messages import CLIENT_ERRORS
+from .messages import only_warned
 
 # Stands where the repository's name will be, in a card that is written before it is known.
 ANY_REPOSITORY = "<user>/<repo>"
 _TEMPLATE = Path(__file__).parent / "card_template.md"
+_CARD = "README.md"
 # A base model's tags that speak of its files, or of how its card came about.
 _TAGS_OF_FILES = {"pytorch", "tf", "jax", "rust", "onnx", "openvino", "safetensors", "gguf", "coreml", "tflite"}
 _NOT_INHERITED = _TAGS_OF_FILES | {"generated_from_trainer", "transformers"}
@@ -74,6 +76,38 @@ class TaskResult:
         return dataclasses.asdict(self) | {"before_text": before, "after_text": f"{self.after:.4f}"}
 
 
+def write_card(
+    folder: Path,
+    compact: PreTrainedModel,
+    report: Report | None = None,
+    *,
+    repo_id: str = ANY_REPOSITORY,
+    base_model: str | None = None,
+    results: Sequence[TaskResult] = (),
+    token: str | bool | None = None,
+) -> None:
+    """Write a checkpoint's card and `.eval_results`; a compact card that is there is kept if nothing new is known."""
+    path = folder / _CARD
+    is_new = report is not None or base_model is not None or bool(results)
+    if not is_new and path.is_file() and CARD_TAG in (text := path.read_text(encoding="utf-8")):
+        path.write_text(text.replace(ANY_REPOSITORY, repo_id), encoding="utf-8")
+        return
+    card = make_card(
+        compact,
+        report,
+        code_files=folder.glob("*.py"),
+        repo_id=repo_id,
+        base_model=base_model,
+        results=results,
+        sentences=(folder / "modules.json").is_file(),
+        token=token,
+    )
+    path.write_text(str(card), encoding="utf-8")
+    for name, content in _eval_result_files(results).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+
+
 def make_card(
     compact: PreTrainedModel,
     report: Report | None = None,
@@ -82,7 +116,7 @@ def make_card(
     base_model: str | None = None,
     results: Sequence[TaskResult] = (),
     sentences: bool = False,
-    code_sha256: str | None = None,
+    code_files: Iterable[Path] | None = None,
     token: str | bool | None = None,
 ) -> ModelCard:
     """Return the card of a compact model.
@@ -94,7 +128,7 @@ def make_card(
         base_model: the Hub id of the original; by default the one that `compress()` noted.
         results: of tasks, before and after.
         sentences: whether the checkpoint holds sentence-transformers files.
-        code_sha256: of the checkpoint's code files; by default of those that a model alone needs.
+        code_files: the checkpoint's code files; by default those that a model alone needs.
         token: to read the original's card with.
     """
     if not isinstance(compact, CompactModelMixin):
@@ -111,7 +145,6 @@ def make_card(
     base_model = base_model or _first(inherited.get("base_model"))
     title = repo_id.rpartition("/")[2] if repo_id != ANY_REPOSITORY else _title(compact, report, base_model)
     data = _metadata(compact, report, title, base_model, inherited, results, sentences)
-    facts = _facts(compact, report, base_model, source)
     return ModelCard.from_template(
         data,
         template_path=str(_TEMPLATE),
@@ -119,9 +152,24 @@ def make_card(
         repo_id=repo_id,
         results=[result.row() for result in results],
         sentences=sentences,
-        code_sha256=code_sha256 or code_record(shipped_files(modeling_file))["sha256"],
-        **facts,
+        code=_code(shipped_files(modeling_file) if code_files is None else list(code_files)),
+        **_facts(compact, report, base_model, source),
     )
+
+
+def _eval_result_files(results: Sequence[TaskResult]) -> dict[str, str]:
+    """Return the `.eval_results` files: of the results on benchmarks of the Hub, where the client knows them."""
+    try:
+        from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+    except ImportError:
+        return {}
+    files = {}
+    for result in results:
+        if result.dataset_id is not None and result.task_id is not None:
+            name = f".eval_results/{result.dataset_id.rpartition('/')[2]}-{result.task_id}.yaml"
+            entry = EvalResultEntry(dataset_id=result.dataset_id, task_id=result.task_id, value=round(result.after, 6))
+            files[name] = yaml_dump(eval_result_entries_to_yaml([entry]))
+    return files
 
 
 def _metadata(
@@ -152,18 +200,14 @@ def _metadata(
 def base_card_data(compact: PreTrainedModel, base_model: str | None, token: str | bool | None) -> dict[str, Any]:
     """Return the metadata of the original's card: from its folder, else from the Hub where it is in reach."""
     name = str(compact.config._name_or_path or "")
-    folder = Path(name) / "README.md" if name and Path(name).is_dir() else None
-    try:
-        if folder is not None and folder.is_file():
-            return ModelCard.load(folder, ignore_metadata_errors=True).data.to_dict()
+    local = Path(name) / _CARD if name else None
+    with only_warned(
+        f"The card of {base_model or name} could not be read, so its licence and languages are not in this card"
+    ):
+        if local is not None and local.is_file():
+            return ModelCard.load(local, ignore_metadata_errors=True).data.to_dict()
         if base_model is not None:
             return ModelCard.load(base_model, token=token, ignore_metadata_errors=True).data.to_dict()  # type: ignore[arg-type]
-    except CLIENT_ERRORS as error:
-        # The card is the better for it, but does not depend on it.
-        transformers.logging.get_logger(__name__).warning(
-            f"The card of {base_model or name} could not be read, so its licence and languages are not in this card: "
-            f"{' '.join(str(error).split())}"
-        )
     return {}
 
 
@@ -199,12 +243,9 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "method": report.method,
         "options": ", ".join(f"{name}={value}" for name, value in source.get("options", {}).items())
         or "default options",
-        "table": _size("", report.dense_bytes, report.compact_bytes),
+        "table": _size("embedding table", report.dense_bytes, report.compact_bytes),
         "tied": any(isinstance(module, TiedHead) for module in compact.modules()),
-        "sizes": [
-            _size("embedding table", report.dense_bytes, report.compact_bytes),
-            _size("whole model", whole, report.model_bytes),
-        ],
+        "model": _size("whole model", whole, report.model_bytes),
         "private_rows": f"{report.private_rows:,}",
         "bits_per_weight": f"{report.bits_per_weight:.3f}",
         "rows": f"{report.rows:,}",
@@ -231,7 +272,7 @@ def _fidelity(report: Report) -> list[tuple[str, str]]:
         ("the least that a Gaussian source allows at this size", f"{report.shannon_bound:.4f}"),
         ("distance to that", f"{report.gap_db:.2f} dB"),
         ("mean cosine of the rows", f"{report.mean_cosine:.4f}"),
-        ("rows with the same codes as another", f"{report.collisions:,} of {report.rows:,}"),
+        ("rows with the same codes as an earlier one", f"{report.collisions:,} of {report.rows:,}"),
     ]
 
 
@@ -260,14 +301,19 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
         return ""
     goal = "against the original" if calibration["teacher"] else "on text alone"
     losses = ", ".join(f"{name} {weight:g}" for name, weight in calibration["losses"].items())
-    every, share = calibration.get("recode_steps"), calibration.get("share")
-    moved = f"; the codes were chosen anew every {every:,} steps" if every else ""
+    share = calibration.get("share")
     kept = "" if share is None else f" Of the way from the fit to there, its values went {share:.0%}."
     return (
         f"After that it was calibrated {goal}: {calibration['steps']:,} steps of {calibration['batch_size']:,} texts, "
         f'`trains="{calibration["trains"]}"`, losses {losses}, learning rates {calibration["learning_rate"]:g} and '
-        f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}{moved}.{kept}"
+        f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}.{kept}"
     )
+
+
+def _code(files: Sequence[Path]) -> dict[str, Any]:
+    """Say how much code lies beside the table, and what its hash is."""
+    size = sum(file.stat().st_size for file in files)
+    return {"count": len(files), "size": _bytes(size), "sha256": code_record(files)["sha256"]}
 
 
 def _size(name: str, dense: int, compact: int) -> dict[str, str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
+import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import (
@@ -16,8 +17,11 @@ from huggingface_hub.errors import (
     OfflineModeIsEnabled,
     RevisionNotFoundError,
 )
+from transformers.utils import logging
 
 from ..modeling.errors import CompactEmbeddingsError
+
+logger = logging.get_logger(__name__)
 
 # The HTTP library below huggingface_hub is not the same one in all its releases.
 _http = importlib.import_module(HTTPError.__module__.partition(".")[0])
@@ -25,10 +29,59 @@ ConnectError: type[Exception] = _http.ConnectError
 TimeoutException: type[Exception] = _http.TimeoutException
 TransportError: type[Exception] = _http.TransportError
 
-# What the client raises of itself. It wraps what fails in an upload into a RuntimeError.
-CLIENT_ERRORS: tuple[type[Exception], ...] = (HTTPError, OSError, ValueError, RuntimeError)
+_PACKAGE = __name__.partition(".")[0]
+_CLIENT_PACKAGES = ("huggingface_hub", _http.__name__)
 
-_NEW_TOKEN = "make one with write access at {endpoint}/settings/tokens and log in with `hf auth login`, or pass `token`"
+# Each message: what happened, {left} (what that left behind), and what to do next.
+_NEW_TOKEN = (
+    "make one with write access at {endpoint}/settings/tokens and log in with `hf auth login`, or pass `token`."
+)
+_NO_TOKEN = f"You are not logged in to the Hub. {{left}} To log in, {_NEW_TOKEN}"
+_UNKNOWN_TOKEN = (
+    f"The Hub does not know your token, or it has expired (401, while {{step}}). {{left}} For a new one, {_NEW_TOKEN}"
+)
+_READ_TOKEN = (
+    "The token of {user} has no write scope: it may read, but not write (403). {left} "
+    f"For one that may write, {_NEW_TOKEN}"
+)
+_NOT_YOURS = (
+    "{repo_id} lies under {owner}, and {user} may not write there (403). {left} Push to {user}/{name}, "
+    "or propose your files to the owner of a repository that is there with `create_pr=True` (`--create-pr`)."
+)
+_FORBIDDEN = (
+    "The token may not write to {repo_id} (403, while {step}): {said} {left} "
+    "Check its scopes at {endpoint}/settings/tokens: it needs write access to this repository."
+)
+_NO_ROOM = (
+    "The Hub has no more room for this ({status}, while {step}): {said} {left} "
+    "Make room, or ask for more at {endpoint}/settings/billing, and push again."
+)
+_NO_REVISION = "{repo_id} has no such revision (404, while {step}): {said} {left} Check `revision`."
+_OWN_PROBLEM = "The Hub has a problem of its own ({status}, while {step}). {left} Push again in a few minutes."
+_REFUSED = "The Hub refused ({status}, while {step}): {said} {left} Mend this and push again."
+_ANSWERS = {
+    404: "The Hub finds no repository {repo_id} that this token may see (404, while {step}). {left} "
+    "Check the name; it may have been deleted, renamed or made private.",
+    409: "Another change to {repo_id} was under way at the same moment (409, while {step}). {left} Push again.",
+    412: "Somebody else has committed to {repo_id} in the meantime (412). {left} "
+    "Look at the new commit, and push again if yours shall come on top of it.",
+    422: "A file arrived at the Hub damaged: its checksum is wrong (422, while {step}). {left} "
+    "Push again; if it happens again, the file changes on its way (a proxy) or on the disk.",
+    429: "The Hub asks for fewer requests (429, while {step}). {left} Wait {wait} and push again.",
+}
+# Where there was no answer; a connection that fails is a TransportError too.
+_NO_ANSWER: dict[type[Exception], str] = {
+    OfflineModeIsEnabled: "The client is set to work offline (while {step}). {left} "
+    "Unset HF_HUB_OFFLINE and push again.",
+    LocalTokenNotFoundError: _NO_TOKEN,
+    TimeoutException: "The Hub at {endpoint} took too long to answer while {step}. {left} Push again later.",
+    ConnectError: "No network, or no Hub at {endpoint}: the connection failed while {step}. {left} "
+    "Check the network and proxy settings, and push again.",
+    TransportError: "The connection to {endpoint} broke while {step}. {left} "
+    "Push again: files that have arrived are not sent twice.",
+    HFValidationError: "{repo_id!r} cannot be the name of a repository: {said} {left} Choose another name.",
+}
+_OTHER = "The push failed while {step}: {said} {left} Mend this and push again."
 
 
 class HubError(CompactEmbeddingsError):
@@ -44,187 +97,102 @@ class HubError(CompactEmbeddingsError):
         self.status = status
 
 
-@dataclass(frozen=True)
-class Failure:
-    """What failed, and where.
-
-    Attributes:
-        error: what the client raised.
-        step: what was being done, as in "while {step}".
-        repo_id: the repository.
-        api: the client.
-        revision: the branch or pull request that was written to, if any was named.
-    """
-
-    error: Exception
-    step: str
-    repo_id: str
-    api: HfApi
-    revision: str | None = None
-
-    @property
-    def cause(self) -> BaseException:
-        """The first error of the chain that says something: uploads wrap it."""
-        wanted = (HfHubHTTPError, TransportError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled)
-        return next((error for error in chain(self.error) if isinstance(error, wanted)), self.error)
-
-    @property
-    def status(self) -> int | None:
-        """The HTTP status, if there was an answer."""
-        return self.cause.response.status_code if isinstance(self.cause, HfHubHTTPError) else None
-
-    @property
-    def is_undecided(self) -> bool:
-        """Whether a commit may have been made all the same: it was sent, and there was no answer or a 5xx."""
-        cause = self.cause
-        if isinstance(cause, HfHubHTTPError):
-            return cause.response.status_code >= 500 and "/commit/" in str(cause.response.request.url)
-        if isinstance(cause, ConnectError) or not isinstance(cause, TransportError):
-            return False
-        # The client has no other way to tell which of its requests broke.
-        request = getattr(cause, "_request", None)
-        return request is None or "/commit/" in str(request.url)
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what caused it."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__
-
-
-def hub_error(failure: Failure, left: str) -> HubError:
-    """Return the error to raise for a failure.
+@contextlib.contextmanager
+def explained(api: HfApi, repo_id: str, step: str, left: str = "Nothing was committed.") -> Iterator[None]:
+    """Raise a `HubError` for what the Hub's client raises; anything else passes through.
 
     Args:
-        failure: what failed, and where.
-        left: a sentence on what the failure left behind.
+        api: the client.
+        repo_id: the repository that is written to.
+        step: what is being done, as in "while {step}".
+        left: what a failure leaves behind.
     """
-    happened, advice = _explained(failure)
-    return HubError(f"{happened} {left} {advice}", failure.status)
+    try:
+        yield
+    except Exception as error:
+        if not raised_by_client(error):
+            raise
+        cause = _cause(error)
+        words = {"endpoint": api.endpoint, "repo_id": repo_id, "step": step, "left": left, "said": _one_line(cause)}
+        if not isinstance(cause, HfHubHTTPError):
+            kinds = (text for kind, text in _NO_ANSWER.items() if isinstance(cause, kind))
+            raise HubError(next(kinds, _OTHER).format(**words)) from error
+        status = cause.response.status_code
+        words |= {"said": " ".join((cause.server_message or str(cause)).split()), "wait": _wait(cause)}
+        message = _refusal(api, repo_id, cause, words)
+        raise HubError(message.format(**words, status=status), status) from error
 
 
-def _explained(failure: Failure) -> tuple[str, str]:
-    """Return what happened, and what to do next."""
-    cause, endpoint, step = failure.cause, failure.api.endpoint, failure.step
+@contextlib.contextmanager
+def only_warned(consequence: str) -> Iterator[None]:
+    """Warn of what the Hub's client raises, and go on: for what a push does not depend on."""
+    try:
+        yield
+    except Exception as error:
+        if not raised_by_client(error):
+            raise
+        logger.warning(f"{consequence}: {_one_line(error)}")
+
+
+def raised_by_client(error: BaseException) -> bool:
+    """Return whether the Hub's client raised an error, and not this package.
+
+    The place decides, not the type: beside its own errors the client raises plain ones, such as a RuntimeError around
+    a failed upload or the ConnectionError of `hf_xet`, and a ValueError of ours must not be taken for one of these.
+    """
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package in (_PACKAGE, *_CLIENT_PACKAGES):
+            return package != _PACKAGE
+    return False
+
+
+def may_have_landed(error: Exception) -> bool:
+    """Return whether a commit may have been made all the same: it was sent, and there was no answer or a 5xx."""
+    cause = _cause(error)
     if isinstance(cause, HfHubHTTPError):
-        return _answered(failure, cause)
-    if isinstance(cause, OfflineModeIsEnabled):
-        return f"The client is set to work offline (while {step}).", "Unset HF_HUB_OFFLINE and push again."
-    if isinstance(cause, LocalTokenNotFoundError):
-        return "You are not logged in to the Hub.", f"To log in, {_NEW_TOKEN.format(endpoint=endpoint)}."
-    if isinstance(cause, TimeoutException):
-        return f"The Hub at {endpoint} took too long to answer while {step}.", "Push again later."
-    if isinstance(cause, ConnectError):
-        return (
-            f"No network, or no Hub at {endpoint}: the connection failed while {step}.",
-            "Check the network and proxy settings, and push again.",
-        )
-    if isinstance(cause, TransportError):
-        return (
-            f"The connection to {endpoint} broke while {step}.",
-            "Push again: files that have arrived are not sent twice.",
-        )
-    if isinstance(cause, HFValidationError):
-        return f"{failure.repo_id!r} cannot be the name of a repository: {_one_line(cause)}", "Choose another name."
-    return f"The push failed while {step}: {_one_line(failure.error)}", "Mend this and push again."
-
-
-def _answered(failure: Failure, cause: HfHubHTTPError) -> tuple[str, str]:
-    status, step, repo_id, said = cause.response.status_code, failure.step, failure.repo_id, _server_message(cause)
-    if status == 401:
-        return _unknown_token(failure)
-    if status == 403:
-        return _forbidden(failure, said)
-    if status == 404 and isinstance(cause, RevisionNotFoundError):
-        return f"{repo_id} has no revision {failure.revision!r} (404).", "Check `revision`."
-    if status == 404:
-        return (
-            f"The Hub finds no repository {repo_id} that this token may see (404, while {step}).",
-            "Check the name; it may have been deleted, renamed or made private.",
-        )
-    if status == 409 and step == CREATING:
-        return _taken(repo_id, "the Hub says that there is one of this name already (409)")
-    if status == 409:
-        return f"Another change to {repo_id} was under way at the same moment (409, while {step}).", "Push again."
-    if status == 412:
-        return (
-            f"Somebody else has committed to {repo_id} in the meantime (412).",
-            "Look at the new commit, and push again if yours shall come on top of it.",
-        )
-    if status == 422 or "checksum" in said.lower():
-        return (
-            f"A file arrived at the Hub damaged: its checksum is wrong ({status}, while {step}).",
-            "Push again; if it happens again, the file changes on its way (a proxy) or on the disk.",
-        )
-    if status == 429:
-        return f"The Hub asks for fewer requests (429, while {step}).", f"Wait {_wait(cause)} and push again."
-    if status >= 500:
-        return f"The Hub has a problem of its own ({status}, while {step}).", "Push again in a few minutes."
-    return f"The Hub refused ({status}, while {step}): {said}", "Mend this and push again."
-
-
-CREATING = "creating the repository"
-
-
-def _unknown_token(failure: Failure) -> tuple[str, str]:
-    advice = _NEW_TOKEN.format(endpoint=failure.api.endpoint)
-    if failure.api.token is False or not (failure.api.token or get_token()):
-        return "You are not logged in to the Hub (401).", f"To log in, {advice}."
-    return (
-        f"The Hub does not know your token, or it has expired (401, while {failure.step}).",
-        f"For a new one, {advice}.",
-    )
-
-
-def _forbidden(failure: Failure, said: str) -> tuple[str, str]:
-    """Tell the three reasons apart: a token that may not write, somebody else's repository, anything else."""
-    api, repo_id = failure.api, failure.repo_id
-    account = _account(api)
-    if account is not None:
-        user, names, role = account
-        if role == "read":
-            return (
-                f"The token of {user} has no write scope: it may read, but not write (403).",
-                f"For one that may write, {_NEW_TOKEN.format(endpoint=api.endpoint)}.",
-            )
-        namespace = repo_id.partition("/")[0] if "/" in repo_id else user
-        if namespace not in names:
-            if _exists(api, repo_id):
-                return _taken(repo_id, f"the repository belongs to {namespace}, and {user} may not write there (403)")
-            return (
-                f"{user} may not create repositories under {namespace} (403).",
-                f"Push to {user}/{repo_id.rpartition('/')[2]}, or ask for membership in {namespace}.",
-            )
-    return (
-        f"The token may not write to {repo_id} (403, while {failure.step}): {said}",
-        f"Check its scopes at {api.endpoint}/settings/tokens: it needs write access to this repository.",
-    )
-
-
-def _taken(repo_id: str, reason: str) -> tuple[str, str]:
-    return (
-        f"The name {repo_id} is taken: {reason}.",
-        "Choose another name, or propose your files to its owner with `create_pr=True` (`--create-pr`).",
-    )
-
-
-def _account(api: HfApi) -> tuple[str, set[str], str | None] | None:
-    """Return who the token belongs to, where it may write, and its role; None if the Hub does not say."""
-    try:
-        answer = api.whoami()
-    except CLIENT_ERRORS:
-        return None
-    names = {answer["name"], *(organization["name"] for organization in answer.get("orgs", ()))}
-    return answer["name"], names, answer.get("auth", {}).get("accessToken", {}).get("role")
-
-
-def _exists(api: HfApi, repo_id: str) -> bool:
-    try:
-        return api.repo_exists(repo_id)
-    except CLIENT_ERRORS:
+        return cause.response.status_code >= 500 and "/commit/" in str(cause.response.request.url)
+    if isinstance(cause, ConnectError) or not isinstance(cause, TransportError):
         return False
+    # The client has no other way to tell which of its requests broke.
+    request = getattr(cause, "_request", None)
+    return request is None or "/commit/" in str(request.url)
+
+
+def _cause(error: Exception) -> BaseException:
+    """Return the first error of the chain that says something: uploads wrap it."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, (HfHubHTTPError, *_NO_ANSWER)):
+        found = found.__cause__
+    return found or error
+
+
+def _refusal(api: HfApi, repo_id: str, cause: HfHubHTTPError, words: dict[str, str]) -> str:
+    """Choose the message for an answer that is an error; who and whose are added to the words."""
+    status = cause.response.status_code
+    if status == 401:
+        return _UNKNOWN_TOKEN if api.token is not False and (api.token or get_token()) else _NO_TOKEN
+    if status in (402, 413) or (status == 403 and "storage" in words["said"].lower()):
+        return _NO_ROOM
+    if status == 403:
+        return _forbidden(api, repo_id, words)
+    if isinstance(cause, RevisionNotFoundError):
+        return _NO_REVISION
+    return _ANSWERS.get(status, _OWN_PROBLEM if status >= 500 else _REFUSED)
+
+
+def _forbidden(api: HfApi, repo_id: str, words: dict[str, str]) -> str:
+    """Tell the three reasons apart: a token that may not write, somebody else's repository, anything else."""
+    try:
+        account = api.whoami()
+    except (HTTPError, LocalTokenNotFoundError):
+        return _FORBIDDEN
+    owner, _, name = repo_id.rpartition("/")
+    words |= {"user": account["name"], "owner": owner, "name": name}
+    if account.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        return _READ_TOKEN
+    own = {"", account["name"], *(organization["name"] for organization in account.get("orgs", ()))}
+    return _FORBIDDEN if owner in own else _NOT_YOURS
 
 
 def _wait(cause: HfHubHTTPError) -> str:
@@ -232,10 +200,6 @@ def _wait(cause: HfHubHTTPError) -> str:
     reset = re.search(r"\bt\s*=\s*(\d+)", headers.get("RateLimit", ""))
     seconds = headers.get("Retry-After") or (reset[1] if reset is not None else None)
     return "a few minutes" if seconds is None else f"{seconds} seconds"
-
-
-def _server_message(cause: HfHubHTTPError) -> str:
-    return " ".join((cause.server_message or _one_line(cause)).split())
 
 
 def _one_line(error: BaseException) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.utils import yaml_dump
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo, snapshot_download
+from huggingface_hub.errors import RevisionNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -19,17 +21,18 @@ from ..checkpoints import SENTENCE_FILES, changed_code, load_compact, write_chec
 from ..evaluation.report import Report
 from ..modeling.errors import CheckpointError, CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
-from ..modeling.training_card import CARD_TAG
-from .card import ANY_REPOSITORY, TaskResult, make_card
-from .commit import Landed, Target, commit_folder
-from .messages import CLIENT_ERRORS
+from .card import TaskResult, write_card
+from .messages import HubError, explained, may_have_landed, only_warned, raised_by_client
 
 logger = logging.get_logger(__name__)
 
-_CARD = "README.md"
-_LEFT_BEHIND = shutil.ignore_patterns(
-    ".git", ".cache", "checkpoint-*", "runs", "__pycache__", "training_args.bin", "*.pt", "*.pth"
-)
+# What training leaves in its folder beside the checkpoint.
+_TRAINING_STATE = shutil.ignore_patterns(".git", ".cache", "checkpoint-*", "runs", "__pycache__")
+# Loading one runs what it holds, so none is shared; `_is_pickle` finds those of other names.
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
+_WEIGHTS = (*_PICKLES, "*.safetensors", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
+# Weights of an earlier push, in one file or in several; Transformers would find them beside the new ones.
+_STALE_WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +100,7 @@ def push_to_hub(
 ) -> Push:
     """Push a compact model with its code files, tokenizer and card in one commit.
 
-    A push that fails leaves the repository's branches as they were; the `HubError` says what to do next.
+    A push that fails leaves the repository's files as they were; the `HubError` says what to do next.
 
     Args:
         compact: a compact model, or a folder with a compact checkpoint, which is pushed as it is.
@@ -125,6 +128,7 @@ def push_to_hub(
             compact = load_compact(folder)
         else:
             _write(compact, folder, tokenizer, source, token)
+        _remove_pickles(folder)
         write_card(folder, compact, report, repo_id=repo_id, base_model=base_model, results=results, token=token)
         files = tuple(
             PushedFile(file.relative_to(folder).as_posix(), file.stat().st_size)
@@ -134,9 +138,22 @@ def push_to_hub(
         api = HfApi(token=token)
         if dry_run:
             return Push(repo_id, f"{api.endpoint}/{repo_id}", files)
-        target = Target(api, repo_id, revision, create_pr, private, overwrite)
-        landed: Landed = commit_folder(target, folder, commit_message or f"Upload {type(compact).__name__}")
-    return Push(landed.repo_id, f"{api.endpoint}/{landed.repo_id}", files, landed.commit, landed.pr_url)
+        if not create_pr:
+            with explained(api, repo_id, "creating the repository"):
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        head = _head(api, repo_id, revision)
+        config = _config(api, head)
+        if private and not head.private:
+            raise HubError(
+                f"{repo_id} is public, but `private` was asked for. Nothing was committed. "
+                "Make it private on the Hub, or choose another name."
+            )
+        if not overwrite and not create_pr:
+            _refuse_other_model(repo_id, head, config)
+        title = commit_message or f"Upload {type(compact).__name__}"
+        stale = _stale_files(head, config, files)
+        commit = _Commit(api, repo_id, folder, files, stale, title, str(head.sha), revision, create_pr).make()
+    return Push(repo_id, f"{api.endpoint}/{repo_id}", files, commit.oid, commit.pr_url)
 
 
 def _write(
@@ -158,22 +175,19 @@ def _sentence_source(compact: PreTrainedModel, token: str | bool | None) -> Path
     if name and Path(name).is_dir():
         return Path(name)
     base_model = (compact.config.compact_source or {}).get("base_model")
-    if base_model is None:
-        return None
-    try:
-        return Path(snapshot_download(base_model, allow_patterns=list(SENTENCE_FILES), token=token))
-    except CLIENT_ERRORS as error:
-        logger.warning(
+    if base_model is not None:
+        with only_warned(
             f"{base_model} is out of reach: if it has sentence-transformers files, they are not pushed along "
-            f"(`source` can name a folder with them): {' '.join(str(error).split())}"
-        )
-        return None
+            "(`source` can name a folder with them)"
+        ):
+            return Path(snapshot_download(base_model, allow_patterns=list(SENTENCE_FILES), token=token))
+    return None
 
 
 def _copy_checkpoint(source: Path, folder: Path) -> None:
     if not (source / "config.json").is_file():
         raise CheckpointError(f"{str(source)!r} is no folder with a checkpoint: it holds no `config.json`.")
-    shutil.copytree(source, folder, ignore=_LEFT_BEHIND)
+    shutil.copytree(source, folder, ignore=_TRAINING_STATE)
     if changed := changed_code(folder):
         raise CheckpointError(
             f"{str(source)!r} holds code files that are not those that were saved with it: {', '.join(changed)}. "
@@ -181,49 +195,136 @@ def _copy_checkpoint(source: Path, folder: Path) -> None:
         )
 
 
-def write_card(
-    folder: Path,
-    compact: PreTrainedModel,
-    report: Report | None = None,
-    *,
-    repo_id: str = ANY_REPOSITORY,
-    base_model: str | None = None,
-    results: Sequence[TaskResult] = (),
-    token: str | bool | None = None,
-) -> None:
-    """Write a checkpoint's card and `.eval_results`; a compact card that is there is kept if nothing new is known."""
-    path = folder / _CARD
-    is_new = report is not None or base_model is not None or bool(results)
-    if not is_new and path.is_file() and CARD_TAG in (text := path.read_text(encoding="utf-8")):
-        path.write_text(text.replace(ANY_REPOSITORY, repo_id), encoding="utf-8")
-        return
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    card = make_card(
-        compact,
-        report,
-        code_sha256=(config.get("compact_code") or {}).get("sha256"),
-        repo_id=repo_id,
-        base_model=base_model,
-        results=results,
-        sentences=(folder / "modules.json").is_file(),
-        token=token,
-    )
-    path.write_text(str(card), encoding="utf-8")
-    for name, content in eval_result_files(results).items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(content, encoding="utf-8")
+def _remove_pickles(folder: Path) -> None:
+    """Remove all pickles from the folder that is about to be pushed, and say so."""
+    pickles = [file for file in sorted(folder.rglob("*")) if file.is_file() and _is_pickle(file)]
+    for file in pickles:
+        file.unlink()
+    if pickles:
+        found = ", ".join(file.relative_to(folder).as_posix() for file in pickles)
+        logger.warning(f"Not pushed, because loading a pickle runs what it holds: {found}.")
 
 
-def eval_result_files(results: Sequence[TaskResult]) -> dict[str, str]:
-    """Return the `.eval_results` files: of the results on benchmarks of the Hub, where the client knows them."""
+def _is_pickle(file: Path) -> bool:
+    if _matching([file.name], _PICKLES):
+        return True
+    # It begins with the length of its header, which can look like a pickle's first bytes.
+    if file.suffix == ".safetensors":
+        return False
+    with file.open("rb") as content:
+        start = content.read(2)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            return any(name.endswith(".pkl") for name in archive.namelist())
+    return len(start) == 2 and start[0] == 0x80 and 2 <= start[1] <= 5
+
+
+def _head(api: HfApi, repo_id: str, revision: str | None) -> ModelInfo:
+    """Return what the commit is put on top of: a branch, or main for a branch that is still to be made."""
+    with explained(api, repo_id, "looking at the repository"):
+        try:
+            return api.model_info(repo_id, revision=revision)
+        except RevisionNotFoundError:
+            # A branch that is not there is made; a pull request is not.
+            if revision is None or revision.startswith("refs/"):
+                raise
+            return api.model_info(repo_id)
+
+
+def _file_names(head: ModelInfo) -> list[str]:
+    return [sibling.rfilename for sibling in head.siblings or ()]
+
+
+def _config(api: HfApi, head: ModelInfo) -> dict[str, Any] | None:
+    """Return the configuration that a repository holds: empty if it cannot be read, None if there is none."""
+    if "config.json" not in _file_names(head):
+        return None
+    with explained(api, head.id, "looking at what the repository holds"):
+        path = api.hf_hub_download(head.id, "config.json", revision=head.sha)
     try:
-        from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-    except ImportError:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
         return {}
-    files = {}
-    for result in results:
-        if result.dataset_id is not None and result.task_id is not None:
-            name = f".eval_results/{result.dataset_id.rpartition('/')[2]}-{result.task_id}.yaml"
-            entry = EvalResultEntry(dataset_id=result.dataset_id, task_id=result.task_id, value=round(result.after, 6))
-            files[name] = yaml_dump(eval_result_entries_to_yaml([entry]))
-    return files
+    return config if isinstance(config, dict) else {}
+
+
+def _refuse_other_model(repo_id: str, head: ModelInfo, config: dict[str, Any] | None) -> None:
+    """Raise if the repository holds a model that is not compact: it would be half overwritten."""
+    if config is None and not _matching(_file_names(head), _WEIGHTS):
+        return
+    model_type = str((config or {}).get("model_type", "unknown"))
+    if not model_type.startswith("compact-"):
+        raise HubError(
+            f"The name {repo_id} is taken: the repository holds another model ({model_type}), which is not "
+            "compact. Nothing was committed. Choose another name, or pass `overwrite=True` (`--overwrite`)."
+        )
+
+
+def _stale_files(head: ModelInfo, config: dict[str, Any] | None, files: Sequence[PushedFile]) -> list[str]:
+    """Return what an earlier push has left in the repository and this one does not replace: weights and code."""
+    record = (config or {}).get("compact_code")
+    recorded = record.get("files") if isinstance(record, dict) else None
+    code = [name for name in recorded or () if name.endswith(".py")]
+    kept = {file.path for file in files}
+    return [name for name in _matching(_file_names(head), (*_STALE_WEIGHTS, *code)) if name not in kept]
+
+
+def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:
+    return [name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Commit:
+    """One commit of a folder's files, on top of the commit `parent` or not at all.
+
+    `HfApi.upload_folder` cannot make it: where `hf_xet` is installed, it divides a folder into several commits when
+    one fails or grows large, and takes its own commit for somebody else's when the answer to it was lost.
+    """
+
+    api: HfApi
+    repo_id: str
+    folder: Path
+    files: Sequence[PushedFile]
+    stale: Sequence[str]
+    title: str
+    parent: str
+    revision: str | None
+    create_pr: bool
+
+    def make(self) -> CommitInfo:
+        """Make the commit; its branch too, where that is new."""
+        if self.revision is not None and not self.revision.startswith("refs/"):
+            with explained(self.api, self.repo_id, "making the branch"):
+                self.api.create_branch(self.repo_id, branch=self.revision, revision=self.parent, exist_ok=True)
+        with explained(self.api, self.repo_id, "sending the files"):
+            try:
+                return self._send(self.stale)
+            except Exception as error:
+                if not raised_by_client(error) or not may_have_landed(error):
+                    raise
+                return self._found_out(error)
+
+    def _send(self, stale: Sequence[str]) -> CommitInfo:
+        additions = [CommitOperationAdd(file.path, str(self.folder / file.path)) for file in self.files]
+        return self.api.create_commit(
+            self.repo_id,
+            [*additions, *(CommitOperationDelete(path) for path in stale)],
+            commit_message=self.title,
+            revision=self.revision,
+            create_pr=self.create_pr,
+            parent_commit=self.parent,
+        )
+
+    def _found_out(self, error: Exception) -> CommitInfo:
+        """Return the commit if it was made though its answer was lost; raise the error if it was not."""
+        where = f"{self.api.endpoint}/{self.repo_id}{'/discussions' if self.create_pr else ''}"
+        unknown = f"Whether the commit was made could not be found out: look at {where} first."
+        with explained(self.api, self.repo_id, "sending the files", unknown):
+            if self.create_pr:
+                raise error
+            if self.api.model_info(self.repo_id, revision=self.revision).sha != self.parent:
+                # The client leaves out what is there already; for anything else the parent is too old.
+                commit = self._send(())
+                logger.warning(f"The Hub's answer was lost, but commit {commit.oid} was made in {self.repo_id}.")
+                return commit
+        raise error

@@ -16,27 +16,21 @@ FOREIGN_SETTINGS = ("HF_", "HUGGING", "TRANSFORMERS_", "HTTP_PROXY", "HTTPS_PROX
 
 
 def client_environment(
-    hub: HubServer,
-    home: Path,
-    token: str | None = HubServer.write_token,
-    offline: bool = False,
-    longest_wait: float | None = 0.01,
-    hidden_packages: Sequence[str] = (),
+    hub: HubServer, home: Path, offline: bool = False, hidden_packages: Sequence[str] = ()
 ) -> dict[str, str]:
     """The environment of a process whose huggingface_hub talks to this Hub only and caches under `home`.
 
     Args:
         hub: The Hub to talk to.
         home: The folder for cache and settings; a new one for a client that has nothing yet.
-        token: The token that the process is logged in with.
         offline: Whether the process works from its cache alone.
-        longest_wait: The longest sleep, in seconds, before the client tries again; None for its own back-off.
         hidden_packages: Packages that cannot be imported there.
     """
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith(FOREIGN_SETTINGS)}
     environment |= {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(home),
+        "HF_TOKEN": hub.write_token,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -45,12 +39,8 @@ def client_environment(
         "PYTHONPATH": str(STARTUP),
         "OMP_NUM_THREADS": "1",
     }
-    if token is not None:
-        environment["HF_TOKEN"] = token
     if offline:
         environment["HF_HUB_OFFLINE"] = "1"
-    if longest_wait is not None:
-        environment["HUB_TEST_LONGEST_WAIT"] = str(longest_wait)
     if hidden_packages:
         environment["HUB_TEST_HIDDEN_PACKAGES"] = ",".join(hidden_packages)
     return environment

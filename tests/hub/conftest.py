@@ -41,16 +41,12 @@ def api(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
-def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long, in seconds, the client wanted to sleep before each further attempt; here it does not."""
-    wanted: list[float] = []
+def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client does not sleep before it tries again."""
     sleep = time.sleep
 
-    def recorded(seconds: float) -> None:
-        if sys._getframe(1).f_globals.get("__name__", "").startswith("huggingface_hub"):
-            wanted.append(seconds)
-        else:
+    def only_elsewhere(seconds: float) -> None:
+        if not sys._getframe(1).f_globals.get("__name__", "").startswith("huggingface_hub"):
             sleep(seconds)
 
-    monkeypatch.setattr(time, "sleep", recorded)
-    return wanted
+    monkeypatch.setattr(time, "sleep", only_elsewhere)

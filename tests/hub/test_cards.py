@@ -82,7 +82,20 @@ def test_the_figures_are_the_reports(hub: HubServer, api: Any) -> None:
     assert f"{report.private_rows} rows that are kept exactly" in text
     assert "output head is tied to the table" in text
     assert "None were measured on a task." in text
-    assert compact_model().get_input_embeddings().config.private_rows == report.private_rows == 5
+    assert report.private_rows == 5
+    code = [content for name, content in hub.files(REPO).items() if name.endswith(".py")]
+    assert f"lie {len(code)} code files of together {sum(map(len, code)) / 1e3:.1f} kB" in text
+
+
+def test_the_collisions_are_the_reports() -> None:
+    compact = hce.compress(dense_model(), "subspace", num_subspaces=1, codebook_size=4)
+    report = hce.inspect(compact, against=dense_model())
+    text = make_card(compact, report).text
+    assert report.collisions > report.rows / 2
+    assert f"| rows with the same codes as an earlier one | {report.collisions:,} of {report.rows:,} |" in text
+    assert f"- Rows with the same codes as an earlier one: {report.collisions:,}." in text
+    none = dataclasses.replace(report, collisions=0)
+    assert "- Rows with the same codes" not in make_card(compact, none).text
 
 
 def test_without_a_report_nothing_is_claimed() -> None:
@@ -146,9 +159,7 @@ def test_a_calibrated_model_says_how_it_was_trained() -> None:
     assert "calibrated against the original: 1,500 steps of 64 texts" in text
     assert '`trains="all"`, losses states 1, sentence 0.5, learning rates 0.0001 and 0.01 (table), seed 3.' in text
     assert "were trained with the table" in text and "copied from the original" not in text
-    assert "codes were chosen anew" not in text
-    note |= {"teacher": False, "trains": "tables", "recode_steps": 200}
-    assert "seed 3; the codes were chosen anew every 200 steps." in make_card(compact).text
+    note |= {"teacher": False, "trains": "tables"}
     assert "Of the way" not in make_card(compact).text
     note["share"] = 0.25
     assert "Of the way from the fit to there, its values went 25%." in make_card(compact).text

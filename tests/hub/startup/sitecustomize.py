@@ -1,6 +1,5 @@
 """Runs at the start of each client process of the tests (its folder is first on PYTHONPATH).
 
-`HUB_TEST_LONGEST_WAIT` caps, in seconds, how long huggingface_hub sleeps before it tries again.
 `HUB_TEST_HIDDEN_PACKAGES` names packages, with commas between, that cannot be imported in this process.
 """
 
@@ -8,21 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-
-
-def cap_waits(longest: float) -> None:
-    sleep = time.sleep
-
-    def capped(seconds: float) -> None:
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        sleep(min(seconds, longest) if caller.startswith("huggingface_hub") else seconds)
-
-    time.sleep = capped  # type: ignore[assignment]
 
 
 class Hider(MetaPathFinder):
@@ -39,7 +27,5 @@ class Hider(MetaPathFinder):
         return None
 
 
-if longest_wait := os.environ.get("HUB_TEST_LONGEST_WAIT"):
-    cap_waits(float(longest_wait))
 if hidden := os.environ.get("HUB_TEST_HIDDEN_PACKAGES"):
     sys.meta_path.insert(0, Hider(frozenset(hidden.split(","))))
