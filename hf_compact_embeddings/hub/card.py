@@ -21,6 +21,7 @@ from ..modeling.modeling_compact import CompactModelMixin, native_model_class
 from ..modeling.modeling_compact import __file__ as modeling_file
 from ..modeling.tied import TiedHead
 from ..modeling.training_card import CARD_TAG
+from ..modeling.transformers_internals import auto_class_of
 from ..origin import command_of
 from ..version import __version__
 from .messages import CLIENT_ERRORS
@@ -151,7 +152,7 @@ def _metadata(
 
 def base_card_data(compact: PreTrainedModel, base_model: str | None, token: str | bool | None) -> dict[str, Any]:
     """Return the metadata of the original's card: from its folder, else from the Hub where it is in reach."""
-    name = str(compact.config._name_or_path or "")
+    name = str(compact.config.name_or_path or "")
     folder = Path(name) / "README.md" if name and Path(name).is_dir() else None
     try:
         if folder is not None and folder.is_file():
@@ -212,7 +213,7 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "fidelity": _fidelity(report),
         "collisions": f"{report.collisions:,}" if report.collisions else "",
         "still_dense": [(name, _bytes(size)) for name, size in report.other_tables.items()],
-        "auto_class": type(compact)._auto_class,
+        "auto_class": auto_class_of(type(compact)),
         "version": __version__,
         "command": command_of(source, original, "OUTPUT") if source else "",
         "placeholders": _placeholders(source, base_model),

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from .errors import UnsupportedArchitectureError
 from .structure import CompactEmbedding, StructureConfig, structure_class_of
 from .tied import TiedEmbedding, TiedHead
+from .transformers_internals import set_tied_weights_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,10 +125,7 @@ def _drop_ties(model: PreTrainedModel) -> None:
             for target, source in submodel.all_tied_weights_keys.items()
             if target in present and source in present
         }
-        submodel.all_tied_weights_keys = ties
-        # Read again by `tie_weights()`, which also expands patterns: those are expanded already.
-        own = submodel._tied_weights_keys
-        submodel._tied_weights_keys = None if own is None else ties
+        set_tied_weights_keys(submodel, ties)
 
 
 def other_large_tables(model: PreTrainedModel, structure: CompactEmbedding) -> dict[str, Tensor]:

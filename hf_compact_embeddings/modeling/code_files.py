@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from transformers.dynamic_module_utils import get_relative_import_files
+from .transformers_internals import get_relative_import_files
 
 
 def shipped_files(module_file: str | Path) -> list[Path]:

@@ -14,8 +14,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as transformers_init
-from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
 from .architectures import install_structure
@@ -32,6 +30,13 @@ from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead
 from .training_card import CARD_TAG, keep_card_when_training
+from .transformers_internals import (
+    get_tokenizer_config,
+    mark_as_initialized,
+    meta_device_safe_creation_ops,
+    registered_model_class,
+    zeros_,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -63,14 +68,15 @@ class CompactModelMixin(_NativeModel):
                 "this configuration belongs to a dense model. Use `hf_compact_embeddings.compress()` to make a "
                 "compact model of it."
             )
-        device = torch.get_default_device()
+        # `get_default_device()` does not see `with torch.device(...)` before torch 2.8.
+        device = torch.empty(0).device
         structure_config = config_from_dict(stored)
         if device.type != "meta" and structure_config != structure_config.unfitted():
             # Sizes that a fit has found fit to its codes only; the configuration may be that of a model in use.
             structure_config, config = structure_config.unfitted(), copy.deepcopy(config)
             config.compact_embeddings = structure_config.to_dict()
         _register_inner_class(config)
-        with torch.device("meta"), transformers_init.meta_device_safe_creation_ops():
+        with torch.device("meta"), meta_device_safe_creation_ops():
             super().__init__(config, *args, **kwargs)
             # A generic head has built its inner model through this very class.
             if not isinstance(self.get_input_embeddings(), CompactEmbedding):
@@ -95,12 +101,12 @@ class CompactModelMixin(_NativeModel):
         super().initialize_weights()
         for module in self.modules():
             if isinstance(module, TiedHead) and module.bias is not None:
-                transformers_init.zeros_(module.bias)
+                zeros_(module.bias)
 
     def _start_from_random(self, device: torch.device) -> None:
         self.to_empty(device=device)
         structure = self.compact_embedding
-        structure._is_hf_initialized = True  # type: ignore[assignment]
+        mark_as_initialized(structure)
         self.initialize_weights()
         structure.start_from_random()
         self.tie_weights()
@@ -235,7 +241,7 @@ class CompactModelMixin(_NativeModel):
 
 def _register_inner_class(config: PreTrainedConfig) -> None:
     """Let `AutoModel.from_config(config)`, which generic heads call, find the compact base class."""
-    if type(config) not in AutoModel._model_mapping:
+    if registered_model_class(type(config)) is None:
         native = heads_of(native_config_class(type(config)).model_type).get("AutoModel")
         if native is not None:
             AutoModel.register(type(config), model_class(getattr(transformers, native)), exist_ok=True)
