@@ -11,12 +11,12 @@ from typing import Any
 import transformers
 from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from .modeling import modeling_compact
 from .modeling.code_files import changed_files, code_record
 from .modeling.errors import CheckpointError, CompactConfigError
+from .modeling.transformers_internals import cached_file_or_none, set_commit
 
 # What makes a Transformers folder a sentence-transformers one.
 SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "*_*/*")
@@ -118,10 +118,8 @@ def load_dense(model: str | Path, auto_class: Any = None) -> PreTrainedModel:
 
 def _with_commit(loaded: PreTrainedModel, model: str | Path) -> PreTrainedModel:
     """Note the commit of a Hub id that was just loaded; it is never saved with the model."""
-    config_file = cached_file(
-        str(model), "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False
-    )
-    loaded.config._commit_hash = extract_commit_hash(config_file, None)
+    config_file = cached_file_or_none(str(model), "config.json", local_files_only=True)
+    set_commit(loaded.config, extract_commit_hash(config_file, None))
     return loaded
 
 

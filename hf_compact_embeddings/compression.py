@@ -20,6 +20,7 @@ from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class, native_model_class
 from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding, make_config
+from .modeling.transformers_internals import attention_of, set_attention
 from .origin import origin_of
 from .planning import plan
 from .sensitivity import sensitivity_metric
@@ -196,7 +197,7 @@ def _converted_config(config: PreTrainedConfig, target: type[PreTrainedConfig]) 
     left_out = ("model_type", "auto_map", "architectures", "compact_embeddings", "compact_code", "compact_source")
     fields = {name: value for name, value in copy.deepcopy(config.to_dict()).items() if name not in left_out}
     converted = target.from_dict(fields)
-    converted._attn_implementation = config._attn_implementation
+    set_attention(converted, attention_of(config))
     return converted
 
 
@@ -207,7 +208,7 @@ def _load(
     result = target.from_pretrained(None, config=config, state_dict=state, dtype=source.dtype)
     result.to(source.device)
     result.train(source.training)
-    result.name_or_path = result.config._name_or_path = source.config._name_or_path
+    result.name_or_path = result.config.name_or_path = source.config.name_or_path
     if source.can_generate():
         result.generation_config = copy.deepcopy(source.generation_config)
     trainable = {name: parameter.requires_grad for name, parameter in source.named_parameters()}

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from .modeling.auto_classes import primary_auto_class
 from .modeling.options import StructureConfig
+from .modeling.transformers_internals import commit_of
 
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})$")
 _REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
@@ -44,13 +45,13 @@ def origin_of(model: PreTrainedModel, config: StructureConfig, seed: int, **give
 
 def hub_origin(model: PreTrainedModel) -> tuple[str | None, str | None]:
     """Return the Hub id and the commit that a model was loaded from, as far as they are known."""
-    name = str(model.config._name_or_path or "")
+    name = str(model.config.name_or_path or "")
     if Path(name).is_dir():
         snapshot = _SNAPSHOT.search(Path(name).absolute().as_posix())
         return (None, None) if snapshot is None else (f"{snapshot[1]}/{snapshot[2]}", snapshot[3])
     if not _REPO_ID.fullmatch(name):
         return None, None
-    return name, getattr(model.config, "_commit_hash", None)
+    return name, commit_of(model.config)
 
 
 def command_of(source: dict[str, Any], base_model: str, output: str) -> str:

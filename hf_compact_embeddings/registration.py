@@ -1,6 +1,6 @@
 """Puts the compact classes into the Auto classes, by name, so that nothing is imported before it is used.
 
-The only file that touches the private tables behind the Auto classes.
+The only file that changes the tables behind the Auto classes; their private parts are in `transformers_internals`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from collections.abc import MutableMapping
 from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedConfig
-from transformers.models.auto import configuration_auto, modeling_auto
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES
 
 from .modeling import modeling_compact
 from .modeling.modeling_compact import PREFIX
 from .modeling.tokenization_hash import CompactHashTokenizer
+from .modeling.transformers_internals import (
+    CONFIG_MAPPING_NAMES,
+    TOKENIZER_MAPPING,
+    TOKENIZER_MAPPING_NAMES,
+    lazy_mappings,
+    model_mappings,
+    register_config_names,
+    register_model_names,
+)
 
 MODEL_TYPE_PREFIX = "compact-"
-# What the lazy mappings believe to be the module of our model types; resolved through `_modules`.
+# What the lazy mappings believe to be the module of our model types.
 _MODULE_NAME = "compact_embeddings"
 
 
@@ -30,48 +36,32 @@ class _HashTokenizerKey(PreTrainedConfig):
 
 def register() -> None:
     """Register every config and head that Transformers' own mappings list. Safe to call twice."""
-    for native, config_name in list(CONFIG_MAPPING_NAMES.items()):
-        if native.startswith(MODEL_TYPE_PREFIX):
-            continue
-        compact = MODEL_TYPE_PREFIX + native
-        CONFIG_MAPPING_NAMES[compact] = PREFIX + config_name
-        configuration_auto.SPECIAL_MODEL_TYPE_TO_MODULE_NAME[compact] = _MODULE_NAME
-    CONFIG_MAPPING._modules[_MODULE_NAME] = modeling_compact
-    for mapping in _lazy_mappings():
-        _register_names(mapping, mapping._model_mapping, prefix=PREFIX)
+    configs = {MODEL_TYPE_PREFIX + native: PREFIX + name for native, name in _native(CONFIG_MAPPING_NAMES).items()}
+    register_config_names(configs, _MODULE_NAME, modeling_compact)
+    for names in model_mappings().values():
+        names.update({MODEL_TYPE_PREFIX + native: _compact_names(head) for native, head in _native(names).items()})
     # A compact model reads text with its native tokenizer.
-    _register_names(TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES, prefix="")
+    tokenizers = _native(TOKENIZER_MAPPING_NAMES)
+    TOKENIZER_MAPPING_NAMES.update({MODEL_TYPE_PREFIX + native: name for native, name in tokenizers.items()})
+    for mapping in (*lazy_mappings().values(), TOKENIZER_MAPPING):
+        register_model_names(mapping, configs, _MODULE_NAME, modeling_compact)
     AutoTokenizer.register(_HashTokenizerKey, tokenizer_class=CompactHashTokenizer, exist_ok=True)
 
 
-def _lazy_mappings() -> list[Any]:
-    """Return the lazy mapping of each Auto model class."""
-    found = {}
-    for name, auto_class in vars(modeling_auto).items():
-        mapping = getattr(auto_class, "_model_mapping", None)
-        if name.startswith("AutoModel") and mapping is not None:
-            found[id(mapping)] = mapping
-    return list(found.values())
+def _native(names: MutableMapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of a mapping from model type to name that are not ours, and not empty."""
+    return {key: value for key, value in names.items() if not key.startswith(MODEL_TYPE_PREFIX) and value is not None}
 
 
-def _register_names(mapping: Any, names: MutableMapping[str, Any], prefix: str) -> None:
-    for native, value in list(names.items()):
-        if native.startswith(MODEL_TYPE_PREFIX) or value is None:
-            continue
-        names[MODEL_TYPE_PREFIX + native] = (
-            prefix + value if isinstance(value, str) else tuple(prefix + v for v in value)
-        )
-    mapping._modules[_MODULE_NAME] = modeling_compact
-    for compact, config_name in mapping._config_mapping.items():
-        if compact.startswith(MODEL_TYPE_PREFIX):
-            mapping._reverse_config_mapping[config_name] = compact
+def _compact_names(heads: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    return PREFIX + heads if isinstance(heads, str) else tuple(PREFIX + head for head in heads)
 
 
 def compact_class_names() -> list[str]:
     """Return the names of all registered config and model classes."""
-    names = {name for compact, name in CONFIG_MAPPING_NAMES.items() if compact.startswith(MODEL_TYPE_PREFIX)}
-    for mapping in _lazy_mappings():
-        for compact, value in mapping._model_mapping.items():
-            if compact.startswith(MODEL_TYPE_PREFIX):
+    names: set[str] = set()
+    for mapping in (CONFIG_MAPPING_NAMES, *model_mappings().values()):
+        for model_type, value in mapping.items():
+            if model_type.startswith(MODEL_TYPE_PREFIX):
                 names.update([value] if isinstance(value, str) else value)
     return sorted(names)

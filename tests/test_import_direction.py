@@ -12,8 +12,8 @@ import pytest
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from hf_compact_embeddings.modeling.auto_classes import model_mappings
 from hf_compact_embeddings.modeling.structure import config_classes, structure_class_of
+from hf_compact_embeddings.modeling.transformers_internals import model_mappings
 
 from .tools import PACKAGE
 

@@ -16,6 +16,7 @@ from ..modeling.architectures import dense_tables
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.structure import CompactEmbedding
+from ..modeling.transformers_internals import ignored_on_save
 
 _ROWS_PER_CHUNK = 8192
 
@@ -135,7 +136,7 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
 def _saved_bytes(compact: PreTrainedModel, structure: CompactEmbedding) -> int:
     """Return the bytes of all tensors of a saved model, each tied tensor once."""
     inside = {id(tensor) for tensor in (*structure.parameters(), *structure.buffers())}
-    ignored = compact._keys_to_ignore_on_save or ()
+    ignored = ignored_on_save(compact)
     state = {id(value): value for key, value in compact.state_dict(keep_vars=True).items() if key not in ignored}
     others = (tensor for key, tensor in state.items() if key not in inside)
     return structure.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in others)

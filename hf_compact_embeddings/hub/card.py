@@ -16,6 +16,7 @@ from huggingface_hub.utils import yaml_dump
 from transformers import PreTrainedModel
 
 from ..evaluation.report import Report, inspect
+from ..modeling.auto_classes import primary_auto_class
 from ..modeling.code_files import code_record, shipped_files
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin, native_model_class
@@ -199,7 +200,7 @@ def _metadata(
 
 def base_card_data(compact: PreTrainedModel, base_model: str | None, token: str | bool | None) -> dict[str, Any]:
     """Return the metadata of the original's card: from its folder, else from the Hub where it is in reach."""
-    name = str(compact.config._name_or_path or "")
+    name = str(compact.config.name_or_path or "")
     local = Path(name) / _CARD if name else None
     with only_warned(
         f"The card of {base_model or name} could not be read, so its licence and languages are not in this card"
@@ -253,7 +254,7 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "fidelity": _fidelity(report),
         "collisions": f"{report.collisions:,}" if report.collisions else "",
         "still_dense": [(name, _bytes(size)) for name, size in report.other_tables.items()],
-        "auto_class": type(compact)._auto_class,
+        "auto_class": primary_auto_class(native_model_class(type(compact))),
         "version": __version__,
         "command": command_of(source, original, "OUTPUT") if source else "",
         "placeholders": _placeholders(source, base_model),

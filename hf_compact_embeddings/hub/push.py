@@ -171,7 +171,7 @@ def _write(
 
 def _sentence_source(compact: PreTrainedModel, token: str | bool | None) -> Path | None:
     """Return the folder that the model, or its original, came from; of one on the Hub, as far as it is needed."""
-    name = str(compact.config._name_or_path or "")
+    name = str(compact.config.name_or_path or "")
     if name and Path(name).is_dir():
         return Path(name)
     base_model = (compact.config.compact_source or {}).get("base_model")

@@ -16,6 +16,7 @@ from .errors import CheckpointError, CompactConfigError, UnsupportedArchitecture
 from .options import StructureConfig, StructureLayout
 from .structure import CompactEmbedding, structure_class_of
 from .tied import TiedEmbedding, TiedHead
+from .transformers_internals import set_tied_weights_keys
 
 INPUT_TABLE = "input"
 _STORED = ("method", "format_version", "options", "layout")
@@ -216,10 +217,7 @@ def _drop_ties(model: PreTrainedModel) -> None:
             for target, source in submodel.all_tied_weights_keys.items()
             if target in present and source in present
         }
-        submodel.all_tied_weights_keys = ties
-        # Read again by `tie_weights()`, which also expands patterns: those are expanded already.
-        own = submodel._tied_weights_keys
-        submodel._tied_weights_keys = None if own is None else ties
+        set_tied_weights_keys(submodel, ties)
 
 
 def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
+
+from .transformers_internals import model_mappings
 
 _MODULE = "modeling_compact"
-
-
-def model_mappings() -> dict[str, dict[str, str]]:
-    """Return, for each Auto class, its mapping from model type to class name (the live dictionaries)."""
-    found = {}
-    for name, auto_class in vars(modeling_auto).items():
-        mapping = getattr(auto_class, "_model_mapping", None)
-        if name.startswith("AutoModel") and mapping is not None:
-            found[name] = mapping._model_mapping
-    return found
 
 
 def heads_of(model_type: str) -> dict[str, str]:

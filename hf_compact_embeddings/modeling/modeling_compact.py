@@ -14,7 +14,6 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers import initialization as transformers_init
 from transformers.utils import logging
 
 from .architectures import INPUT_TABLE, install_structures, read_stored_tables
@@ -30,6 +29,12 @@ from .structure_rotated import RotatedEmbedding  # noqa: F401
 from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead
+from .transformers_internals import (
+    mark_as_initialized,
+    meta_device_safe_creation_ops,
+    registered_model_class,
+    zeros_,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -55,7 +60,8 @@ class CompactModelMixin(_NativeModel):
 
     def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
         """Build the native model on the meta device and put structures in the place of its tables."""
-        device = torch.get_default_device()
+        # `get_default_device()` does not see `with torch.device(...)` before torch 2.8.
+        device = torch.empty(0).device
         tables = read_stored_tables(getattr(config, "compact_embeddings", None))
         if device.type != "meta" and any(layout is not None for _, layout in tables.values()):
             # A random start has sizes of its own; the configuration may be that of a model in use.
@@ -63,7 +69,7 @@ class CompactModelMixin(_NativeModel):
             tables = {path: (options, None) for path, (options, _) in tables.items()}
             config.compact_embeddings = {path: options.to_dict() for path, (options, _) in tables.items()}
         _register_inner_class(config)
-        with torch.device("meta"), transformers_init.meta_device_safe_creation_ops():
+        with torch.device("meta"), meta_device_safe_creation_ops():
             super().__init__(config, *args, **kwargs)
             # A generic head has built its inner model through this very class.
             if not isinstance(self.get_input_embeddings(), CompactEmbedding):
@@ -106,13 +112,13 @@ class CompactModelMixin(_NativeModel):
         super().initialize_weights()
         for module in self.modules():
             if isinstance(module, TiedHead) and module.bias is not None:
-                transformers_init.zeros_(module.bias)
+                zeros_(module.bias)
 
     def _start_from_random(self, device: torch.device) -> None:
         self.to_empty(device=device)
         tables = self.compact_tables.values()
         for structure in tables:
-            structure._is_hf_initialized = True  # type: ignore[assignment]
+            mark_as_initialized(structure)
         self.initialize_weights()
         for structure in tables:
             structure.reset_parameters()
@@ -236,7 +242,7 @@ class CompactModelMixin(_NativeModel):
 
 def _register_inner_class(config: PreTrainedConfig) -> None:
     """Let `AutoModel.from_config(config)`, which generic heads call, find the compact base class."""
-    if type(config) not in AutoModel._model_mapping:
+    if registered_model_class(type(config)) is None:
         native = heads_of(native_config_class(type(config)).model_type).get("AutoModel")
         if native is not None:
             AutoModel.register(type(config), model_class(getattr(transformers, native)), exist_ok=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
-from transformers.utils import cached_file
+
+from .transformers_internals import cached_file_or_none, commit_of
 
 CARD_TAG = "compact-embeddings"
 _CARD = "README.md"
@@ -44,17 +45,9 @@ def _card_before(model: Any, path: Path) -> str | None:
     config = getattr(model, "config", None)
     if not isinstance(model, PreTrainedModel) or getattr(config, "compact_embeddings", None) is None:
         return None
-    source = getattr(config, "_name_or_path", "")
     found = [path] if path.is_file() else []
-    if source:
-        card = cached_file(
-            source,
-            _CARD,
-            revision=getattr(config, "_commit_hash", None),
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+    if source := model.config.name_or_path:
+        card = cached_file_or_none(source, _CARD, revision=commit_of(config))
         found += [] if card is None else [Path(card)]
     texts = (file.read_text(encoding="utf-8") for file in found)
     return next((text for text in texts if CARD_TAG in (_read(text).data.get("tags") or ())), None)

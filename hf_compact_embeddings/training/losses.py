@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from ..evaluation.places import scored_at
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import native_model_class
+from ..modeling.transformers_internals import model_mappings
 
 # What each loss asks of the teacher; "labels" asks the text alone.
 LOSSES = ("states", "all_states", "sentence", "relations", "logits", "labels")
@@ -57,12 +57,12 @@ class Target:
 
 def is_masked_lm(model: PreTrainedModel) -> bool:
     """Tell whether the model predicts masked tokens."""
-    return _has_head(model, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    return _has_head(model, model_mappings()["AutoModelForMaskedLM"])
 
 
 def is_causal_lm(model: PreTrainedModel) -> bool:
     """Tell whether the model predicts each next token."""
-    return _has_head(model, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return _has_head(model, model_mappings()["AutoModelForCausalLM"])
 
 
 def _has_head(model: PreTrainedModel, names: Mapping[str, object]) -> bool:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModel,
     AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -22,6 +21,7 @@ from transformers import (
 )
 
 from ..modeling.errors import config_error
+from ..modeling.transformers_internals import registered_model_class
 
 KEPT, SHUFFLED, RANDOM = 0, 1, 2
 LABELS = {KEPT: "kept", SHUFFLED: "shuffled", RANDOM: "random"}
@@ -48,7 +48,7 @@ def encoder_of(model: PreTrainedModel) -> PreTrainedModel:
         for name, tensor in model.state_dict().items()
         if name.startswith(prefix)
     }
-    encoder_class: type[PreTrainedModel] = AutoModel._model_mapping[type(config)]
+    encoder_class = registered_model_class(type(config))
     encoder = encoder_class.from_pretrained(None, config=config, state_dict=state, dtype=model.dtype)
     return encoder.to(model.device)
 

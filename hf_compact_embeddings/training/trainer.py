@@ -15,6 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
+from ..modeling.transformers_internals import checkpoint_function, set_checkpoint_function
 from .losses import Outputs, Target, predicts, run, target_of, total_loss
 from .mean_loss import MeanLossTrainer
 from .moving_codes import MovingCodes
@@ -79,9 +80,9 @@ class CalibrationTrainer(MeanLossTrainer):
             return super().train(resume_from_checkpoint, *arguments, **options)
         finally:
             for layer in _checkpointed_layers(self.compact):
-                checkpoint = getattr(layer, "_gradient_checkpointing_func", None)
+                checkpoint = checkpoint_function(layer)
                 if isinstance(checkpoint, _CheckpointInEvaluation):
-                    layer._gradient_checkpointing_func = checkpoint.native
+                    set_checkpoint_function(layer, checkpoint.native)
 
     @property
     def compact(self) -> PreTrainedModel:
@@ -220,9 +221,9 @@ def _checkpoint_without_dropout(model: torch.nn.Module) -> None:
     layer: Any
     for layer in _checkpointed_layers(model):
         layer.training = True
-        native = layer._gradient_checkpointing_func
+        native = checkpoint_function(layer)
         if not isinstance(native, _CheckpointInEvaluation):
-            layer._gradient_checkpointing_func = _CheckpointInEvaluation(layer, native)
+            set_checkpoint_function(layer, _CheckpointInEvaluation(layer, native))
 
 
 class _CheckpointInEvaluation:

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.modeling.auto_classes import model_mappings
+from hf_compact_embeddings.modeling.transformers_internals import model_mappings
 
 from ..cases import all_cases, compress_tiny, first_cases
 from ..tiny_models import ARCHITECTURES, tiny_inputs
