@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from ..evaluation.perplexity import stream_pieces
+from ..finetuning.data import stream_pieces
 from ..modeling.errors import CompactConfigError
 from .losses import Target
 from .texts import Text

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from ..finetuning.trainer import MeanLossTrainer
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 from .losses import Outputs, Target, predicts, run, target_of, total_loss
-from .mean_loss import MeanLossTrainer
 from .moving_codes import MovingCodes
 from .rows import split_batch
 

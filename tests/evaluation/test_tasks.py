@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,12 @@ from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassificatio
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.main import main
-from hf_compact_embeddings.evaluation.answers import AnswerTask
-from hf_compact_embeddings.evaluation.classification import GLUE, find_task, task_of_rows
-from hf_compact_embeddings.evaluation.data import read_rows
-from hf_compact_embeddings.evaluation.metrics import compute, interval_95, squad_metrics
 from hf_compact_embeddings.evaluation.sentences import sentence_vectors
-from hf_compact_embeddings.training.script_arguments import ModelArguments
+from hf_compact_embeddings.finetuning.classification import GLUE, find_task, task_of_rows
+from hf_compact_embeddings.finetuning.data import read_rows
+from hf_compact_embeddings.finetuning.metrics import compute, interval_95, squad_metrics
+from hf_compact_embeddings.finetuning.question_answering import QuestionAnsweringTask
+from hf_compact_embeddings.finetuning.scripts import ModelArguments
 
 from ..cases import compress_tiny, first_cases
 from ..tiny_models import tiny_model
@@ -144,7 +145,7 @@ def test_squad_runs_and_finds_the_answers_that_scores_point_to() -> None:
         compact, task="squad", tokenizer=tiny_tokenizer(), data=rows, train=rows, args=FAST, max_length=32
     )
     assert set(result.metrics) == {"exact_match", "f1"}
-    task = AnswerTask(tiny_tokenizer(), max_length=24, stride=8)
+    task = QuestionAnsweringTask(tiny_tokenizer(), max_length=24, stride=8)
     marked, windows = task.windows(rows, with_answers=True), task.windows(rows, with_answers=False)
     assert len(windows) > 2 * len(rows) and max(len(window["input_ids"]) for window in windows) == 24
     starts, ends = (np.zeros((len(windows), 24)) for _ in range(2))
@@ -177,27 +178,55 @@ def test_metrics_have_the_keys_of_evaluate() -> None:
     assert find_task("glue/stsb").measure(np.array([[1.0], [2.0]]), np.array([0.5, 3.0]))["pearson"] == 1.0
 
 
+def test_one_scale_of_rank_correlations_in_results_and_cards() -> None:
+    """From -1 to 1, as SciPy gives them: of STS as of GLUE's STS-B, and in the fields of a card."""
+    teacher, compact = compress_tiny("bert", CASE, head="BertModel")
+    tokenizer, rows = tiny_tokenizer(), pairs()
+    result = hce.evaluate(compact, task="sts", tokenizer=tokenizer, data=rows, against=teacher)
+    for model, found in zip((compact, teacher), ("compact", "original"), strict=True):
+        first, second = (
+            sentence_vectors(model, tokenizer, [row[f"sentence{number}"] for row in rows]) for number in (1, 2)
+        )
+        cosines = torch.cosine_similarity(first, second, dim=-1)
+        wanted = spearmanr(cosines.numpy(), [row["score"] for row in rows]).statistic
+        assert getattr(result.metrics["spearmanr"], found)[0] == pytest.approx(wanted, abs=1e-6)
+    fields = result.card_fields()
+    assert (fields["after"], fields["before"]) == (
+        result.metrics["spearmanr"].compact[0],
+        result.metrics["spearmanr"].original[0],
+    )
+    stsb = find_task("glue/stsb").measure(np.array([[1.0], [2.0], [4.0]]), np.array([0.5, 3.0, 3.5]))
+    assert stsb["spearmanr"] == pytest.approx(1.0)
+
+
+def test_a_missing_library_of_metrics_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, metric in (("scipy.stats", "SciPy", "spearmanr"), ("sklearn.metrics", "scikit-learn", "f1")):
+        monkeypatch.setitem(sys.modules, module, None)
+        with pytest.raises(hce.CompactEmbeddingsError, match=rf"need {name}: .*hf_compact_embeddings\[train\]"):
+            compute((metric,), [0, 1], [0, 1])
+
+
 def test_tasks_of_ones_own_texts() -> None:
     named = [{"sentence1": "w5", "sentence2": "w6", "label": name} for name in ("yes", "no", "yes")]
     task = task_of_rows(named)
-    assert task.columns == ("sentence1", "sentence2") and task.names == ("no", "yes") and task.labels == 2
+    assert task.columns == ("sentence1", "sentence2") and task.label_names == ("no", "yes") and task.num_labels == 2
     assert [row["labels"] for row in task.encode(named, tiny_tokenizer())] == [1, 0, 1]
     with pytest.raises(
         hce.CompactConfigError, match="the label 'maybe' in row 0, but it must be no, yes or its number"
     ):
         task.encode([named[0] | {"label": "maybe"}], tiny_tokenizer())
     numbered = task_of_rows([{"text": "w5", "label": label} for label in ("0", "3")])
-    assert numbered.columns == ("text",) and numbered.labels == 4 and numbered.in_words(3) == "3"
+    assert numbered.columns == ("text",) and numbered.num_labels == 4 and numbered.label_name(3) == "3"
     with pytest.raises(hce.CompactConfigError, match="for scores take the task stsb"):
         task_of_rows([{"text": "w5", "label": 0.5}])
     with pytest.raises(hce.CompactConfigError, match="no column 'text'.*its columns are words, label"):
         task_of_rows([{"words": "w5", "label": 0}])
     model = tiny_model("bert", head="BertForSequenceClassification", num_labels=2)
     task.name_labels(model.config)
-    assert task_of_rows([{"text": "w5"}], model.config).names == ("no", "yes")
+    assert task_of_rows([{"text": "w5"}], model.config).label_names == ("no", "yes")
     # A model that was trained elsewhere may have them the other way round.
     model.config.id2label = {0: "yes", 1: "no"}
-    assert task.in_order((np.array([[0.0, 1.0]]), None), model.config).tolist() == [[1.0, 0.0]]
+    assert task.in_order_of_labels((np.array([[0.0, 1.0]]), None), model.config).tolist() == [[1.0, 0.0]]
     assert find_task("glue/mnli").split_on_hub("test") == "test_matched"
     assert find_task("glue/mnli").split_on_hub("train") == "train"
 
@@ -297,7 +326,7 @@ def test_any_head_has_sentence_vectors(architecture: str) -> None:
     torch.testing.assert_close(
         sentence_vectors(teacher, tokenizer, [row["sentence1"] for row in rows]), wanted.detach(), atol=1e-5, rtol=1e-4
     )
-    assert -100 <= result.metrics["spearmanr"].compact[0] <= 100
+    assert -1 <= result.metrics["spearmanr"].compact[0] <= 1
     cut = sentence_vectors(teacher, tokenizer, [row["sentence1"] for row in rows], max_length=4)
     assert not torch.allclose(cut, wanted, atol=1e-3)
 
@@ -317,7 +346,7 @@ def test_labels_are_found_by_their_names() -> None:
     said = [int(compact(**tokenizer(*pair, return_tensors="pt")).logits.argmax()) for pair in texts]
     names = ("contradiction", "ENTAILMENT", "neutral")
     rows = [
-        {"premise": one, "hypothesis": other, "label": find_task("xnli").names.index(names[place].lower())}
+        {"premise": one, "hypothesis": other, "label": find_task("xnli").label_names.index(names[place].lower())}
         for (one, other), place in zip(texts, said, strict=True)
     ]
     compact.config.id2label = dict(enumerate(names))
@@ -348,7 +377,7 @@ def test_answers_are_where_the_padded_row_has_them(side: str) -> None:
     tokenizer.padding_side = side
     rows = questions()
     rows[0]["context"] += " w5 w6 w7"
-    task = AnswerTask(tokenizer, 60, 8)
+    task = QuestionAnsweringTask(tokenizer, 60, 8)
     windows = task.windows(rows, with_answers=True)
     batch = DataCollatorWithPadding(task.tokenizer)(windows)
     for row, ids, start in zip(rows, batch["input_ids"], batch["start_positions"], strict=True):
