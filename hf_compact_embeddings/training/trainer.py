@@ -101,9 +101,9 @@ class CalibrationTrainer(MeanLossTrainer):
         owner.eval()
         if self.args.gradient_checkpointing:
             _checkpoint_without_dropout(owner)
-        fields, places, labels, target = split_batch(inputs)
+        fields, positions, labels, target = split_batch(inputs)
         mask = fields["attention_mask"]
-        shown = places if predicts(self.losses) else None
+        shown = positions if predicts(self.losses) else None
         student = run(model, owner, fields, shown)
         if target is None:
             target = self._ask_teacher(fields, mask, shown)
@@ -115,10 +115,10 @@ class CalibrationTrainer(MeanLossTrainer):
         return (loss, student) if return_outputs else loss
 
     @torch.no_grad()
-    def _ask_teacher(self, fields: dict[str, Tensor], mask: Tensor, places: Tensor | None) -> Target:
+    def _ask_teacher(self, fields: dict[str, Tensor], mask: Tensor, positions: Tensor | None) -> Target:
         if self.teacher is None:
             return Target()
-        needed = places if "logits" in self.losses else None
+        needed = positions if "logits" in self.losses else None
         outputs: Outputs = run(self.teacher, self.teacher, fields, needed)
         return target_of(outputs, mask, self.losses)
 
