@@ -23,8 +23,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
-from hf_compact_embeddings.training.processes import leave_process_group
+from hf_compact_embeddings.finetuning.trainer import MeanLossTrainer, leave_process_group
 from hf_compact_embeddings.training.token_manipulation import (
     DataCollatorForTokenManipulation,
     encoder_of,

@@ -22,10 +22,9 @@ from transformers import (
 )
 
 import hf_compact_embeddings  # noqa: F401
-from hf_compact_embeddings.evaluation.data import require_columns
-from hf_compact_embeddings.evaluation.perplexity import stream_pieces
-from hf_compact_embeddings.training.processes import leave_process_group
-from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
+from hf_compact_embeddings.finetuning.data import require_columns, stream_pieces
+from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages
+from hf_compact_embeddings.finetuning.trainer import leave_process_group
 
 
 @dataclasses.dataclass

@@ -9,30 +9,20 @@ are files with a column text (or sentence1 and sentence2) and a column label, of
     python examples/run_glue.py --model_name_or_path mine-compact --train_file train.csv --validation_file rest.csv \
         --test_file new.csv --do_train --do_eval --do_predict --output_dir topics-compact
 
-`--do_predict` writes predict_results_<task>.txt; labels are not needed there.
+`--do_predict` writes predict_results_<task>.txt; labels are not needed there. scikit-learn and SciPy compute the
+metrics; `--hub_metric` lets the task's script of the Hub do it, which `evaluate` downloads and runs.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    DataCollatorWithPadding,
-    EvalPrediction,
-    HfArgumentParser,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModelForSequenceClassification, HfArgumentParser, TrainingArguments, set_seed
 
 from hf_compact_embeddings import CompactConfigError
-from hf_compact_embeddings.evaluation.classification import ClassificationTask, find_task, task_of_rows
-from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
-from hf_compact_embeddings.training.predictions import predict_labels
-from hf_compact_embeddings.training.processes import leave_process_group
-from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
+from hf_compact_embeddings.finetuning.classification import ClassificationTask, find_task, task_of_rows
+from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, predict_labels, run_stages
+from hf_compact_embeddings.finetuning.trainer import classification_trainer, leave_process_group
 
 
 @dataclasses.dataclass
@@ -41,6 +31,9 @@ class GlueArguments(DataArguments):
 
     task_name: str | None = dataclasses.field(
         default=None, metadata={"help": "cola, mnli, mrpc, qnli, qqp, rte, sst2 …; without it, texts of your own"}
+    )
+    hub_metric: bool = dataclasses.field(
+        default=False, metadata={"help": "let the script of the Hub compute the metrics; needs `evaluate`"}
     )
 
     def task(self, model: ModelArguments, training: bool) -> ClassificationTask:
@@ -66,26 +59,22 @@ def main() -> None:
     set_seed(arguments.seed)
     task = data.task(models, arguments.do_train)
     model, tokenizer = models.load(
-        AutoModelForSequenceClassification, arguments.seed, num_labels=task.labels, problem_type=task.problem
+        AutoModelForSequenceClassification, arguments.seed, num_labels=task.num_labels, problem_type=task.problem_type
     )
-    if arguments.do_train:
-        task.name_labels(model.config)
     limit = min(data.max_seq_length, tokenizer.model_max_length)
 
     def rows(split: str) -> list[dict]:
         return data.rows(split, task.split_on_hub(split))
 
-    def metrics(found: EvalPrediction) -> dict[str, float]:
-        return task.measure(task.in_order(found.predictions, model.config), np.asarray(found.label_ids), scripts=True)
-
-    trainer = MeanLossTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=task.encode(rows("train"), tokenizer, limit) if arguments.do_train else None,
-        eval_dataset=task.encode(rows("validation"), tokenizer, limit) if arguments.do_eval else None,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=metrics,
+    trainer = classification_trainer(
+        model,
+        task,
+        tokenizer,
+        arguments,
+        train=rows("train") if arguments.do_train else None,
+        validation=rows("validation") if arguments.do_eval else None,
+        max_length=limit,
+        hub_metric=data.hub_metric,
     )
 
     def measure(split: str) -> dict[str, float]:

@@ -21,11 +21,9 @@ from transformers import (
 )
 
 import hf_compact_embeddings  # noqa: F401
-from hf_compact_embeddings.evaluation.data import require_columns
-from hf_compact_embeddings.evaluation.perplexity import stream_pieces
-from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
-from hf_compact_embeddings.training.processes import leave_process_group
-from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
+from hf_compact_embeddings.finetuning.data import require_columns, stream_pieces
+from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages
+from hf_compact_embeddings.finetuning.trainer import MeanLossTrainer, leave_process_group
 
 
 @dataclasses.dataclass
@@ -63,7 +61,7 @@ def main() -> None:
     )
 
     def measure(split: str) -> dict[str, float]:
-        # The same places are masked each time.
+        # The same positions are masked each time.
         set_seed(arguments.seed)
         found = trainer.evaluate(None if split == "validation" else pieces(split))
         return found | {"perplexity": math.exp(found["eval_loss"])}

@@ -10,21 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from transformers import (
-    AutoModelForQuestionAnswering,
-    DataCollatorWithPadding,
-    HfArgumentParser,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForQuestionAnswering, HfArgumentParser, TrainingArguments, set_seed
 
 import hf_compact_embeddings  # noqa: F401
-from hf_compact_embeddings.evaluation.answers import AnswerTask
-from hf_compact_embeddings.evaluation.finetuning import span_scores
-from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
-from hf_compact_embeddings.training.predictions import write_answers
-from hf_compact_embeddings.training.processes import leave_process_group
-from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
+from hf_compact_embeddings.finetuning.question_answering import QuestionAnsweringTask
+from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages, write_answers
+from hf_compact_embeddings.finetuning.trainer import answer_trainer, leave_process_group, predicted_answers
 
 
 @dataclasses.dataclass
@@ -45,19 +36,12 @@ def main() -> None:
         data.dataset_name = "rajpurkar/squad"
     model, tokenizer = models.load(AutoModelForQuestionAnswering, arguments.seed)
     limit = min(data.max_seq_length, tokenizer.model_max_length)
-    task = AnswerTask(tokenizer, limit, min(data.doc_stride, limit // 3), data.max_answer_length)
-    trainer = MeanLossTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=task.windows(data.rows("train"), with_answers=True) if arguments.do_train else None,
-        data_collator=DataCollatorWithPadding(task.tokenizer),
-        processing_class=tokenizer,
-    )
+    task = QuestionAnsweringTask(tokenizer, limit, min(data.doc_stride, limit // 3), data.max_answer_length)
+    trainer = answer_trainer(model, task, arguments, data.rows("train") if arguments.do_train else None)
 
     def measure(split: str) -> dict[str, float]:
         rows = data.rows(split)
-        windows = task.windows(rows, with_answers=False)
-        answers = task.answers(rows, windows, *span_scores(trainer, windows))
+        answers = predicted_answers(trainer, task, rows)
         write_answers(trainer, answers, "eval" if split == "validation" else "predict")
         return task.measure(rows, answers) if "answers" in rows[0] else {"samples": len(rows)}
 

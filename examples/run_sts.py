@@ -4,7 +4,8 @@
         --do_predict --output_dir sts-compact
 
 Rows have the columns sentence1, sentence2 and score: 0 to 5, as in the benchmark's own files, or to `--highest_score`.
-Without data it takes the benchmark from the Hub, whose scores are 0 to 1. Sentence vectors are mean-pooled.
+Without data it takes the benchmark from the Hub, whose scores are 0 to 1. Sentence vectors are mean-pooled;
+`spearmanr` is from -1 to 1.
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ import torch
 from transformers import AutoModel, HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 import hf_compact_embeddings  # noqa: F401
-from hf_compact_embeddings.evaluation.data import number_in, require_columns
-from hf_compact_embeddings.evaluation.sts import sts_spearman
+from hf_compact_embeddings.evaluation.sentences import sts_correlation
+from hf_compact_embeddings.finetuning.data import number_in, require_columns
+from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages
+from hf_compact_embeddings.finetuning.trainer import MeanLossTrainer, leave_process_group
+from hf_compact_embeddings.model_outputs import mean_pooled
 from hf_compact_embeddings.modeling.errors import CompactConfigError
-from hf_compact_embeddings.training.losses import pool
-from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
-from hf_compact_embeddings.training.processes import leave_process_group
-from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
 
 _COLUMNS = ("sentence1", "sentence2", "score")
 
@@ -66,14 +66,14 @@ class CosineTrainer(MeanLossTrainer):
         """Return the squared error of the cosines."""
         scores = inputs.pop("labels")
         outputs = model(**inputs)
-        first, second = pool(outputs.last_hidden_state, inputs["attention_mask"]).chunk(2)
+        first, second = mean_pooled(outputs.last_hidden_state, inputs["attention_mask"]).chunk(2)
         loss = (torch.cosine_similarity(first, second, dim=-1) - scores).square().mean()
         return (loss, outputs) if return_outputs else loss
 
 
 def require_range(rows: Sequence[Mapping[str, Any]], highest: float) -> None:
     """Raise if the scores cannot be from 0 to `highest`: cosines would be trained to be something else."""
-    largest = max(number_in(row["score"], place, "score") for place, row in enumerate(rows))
+    largest = max(number_in(row["score"], index, "score") for index, row in enumerate(rows))
     if not highest / 2 <= largest <= highest:
         raise CompactConfigError(f"The largest score is {largest}, but `--highest_score` is {highest}.")
 
@@ -99,12 +99,12 @@ def main() -> None:
         data_collator=PairCollator(tokenizer, data.max_seq_length, data.highest_score),
         processing_class=tokenizer,
     )
-    run_stages(
-        trainer,
-        arguments,
-        lambda split: {"spearmanr": sts_spearman(trainer.accelerator.unwrap_model(model), tokenizer, data.rows(split))},
-        tasks="sentence-similarity",
-    )
+
+    def measure(split: str) -> dict[str, float]:
+        encoder = trainer.accelerator.unwrap_model(model)
+        return {"spearmanr": sts_correlation(encoder, tokenizer, data.rows(split))}
+
+    run_stages(trainer, arguments, measure, tasks="sentence-similarity")
 
 
 if __name__ == "__main__":

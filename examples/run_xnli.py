@@ -11,22 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-from transformers import (
-    AutoModelForSequenceClassification,
-    DataCollatorWithPadding,
-    EvalPrediction,
-    HfArgumentParser,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import AutoModelForSequenceClassification, HfArgumentParser, TrainingArguments, set_seed
 
 from hf_compact_embeddings import CompactConfigError
-from hf_compact_embeddings.evaluation.classification import XNLI
-from hf_compact_embeddings.training.mean_loss import MeanLossTrainer
-from hf_compact_embeddings.training.predictions import predict_labels
-from hf_compact_embeddings.training.processes import leave_process_group
-from hf_compact_embeddings.training.script_arguments import DataArguments, ModelArguments, run_stages
+from hf_compact_embeddings.finetuning.classification import XNLI
+from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, predict_labels, run_stages
+from hf_compact_embeddings.finetuning.trainer import classification_trainer, leave_process_group
 
 
 @dataclasses.dataclass
@@ -35,6 +25,9 @@ class XnliArguments(DataArguments):
 
     language: str | None = dataclasses.field(default=None, metadata={"help": "language to measure on"})
     train_language: str | None = dataclasses.field(default=None, metadata={"help": "language to train on"})
+    hub_metric: bool = dataclasses.field(
+        default=False, metadata={"help": "let the script of the Hub compute the metrics; needs `evaluate`"}
+    )
 
     def chosen(self, split: str) -> list[dict]:
         """Return the rows of a split in its language."""
@@ -58,22 +51,18 @@ def main() -> None:
     set_seed(arguments.seed)
     if data.train_file is None and data.validation_file is None and data.dataset_name is None:
         data.dataset_name = XNLI.dataset
-    model, tokenizer = models.load(AutoModelForSequenceClassification, arguments.seed, num_labels=XNLI.labels)
-    if arguments.do_train:
-        XNLI.name_labels(model.config)
+    model, tokenizer = models.load(AutoModelForSequenceClassification, arguments.seed, num_labels=XNLI.num_labels)
     limit = min(data.max_seq_length, tokenizer.model_max_length)
 
-    def metrics(found: EvalPrediction) -> dict[str, float]:
-        return XNLI.measure(XNLI.in_order(found.predictions, model.config), np.asarray(found.label_ids), scripts=True)
-
-    trainer = MeanLossTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=XNLI.encode(data.chosen("train"), tokenizer, limit) if arguments.do_train else None,
-        eval_dataset=XNLI.encode(data.chosen("validation"), tokenizer, limit) if arguments.do_eval else None,
-        data_collator=DataCollatorWithPadding(tokenizer),
-        processing_class=tokenizer,
-        compute_metrics=metrics,
+    trainer = classification_trainer(
+        model,
+        XNLI,
+        tokenizer,
+        arguments,
+        train=data.chosen("train") if arguments.do_train else None,
+        validation=data.chosen("validation") if arguments.do_eval else None,
+        max_length=limit,
+        hub_metric=data.hub_metric,
     )
 
     def measure(split: str) -> dict[str, float]:

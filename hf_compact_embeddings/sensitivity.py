@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .model_outputs import is_masked_lm, mean_pooled
 from .modeling.architectures import find_input_table
 from .modeling.errors import CompactConfigError
 from .token_statistics import base_encoder, text_batches
@@ -56,7 +57,7 @@ def _of_scores(
     mean outer product of what enters where the model predicts. Plain distance stands for the rows as inputs, with the
     same say: without it the states suffer, and the scores gain nothing.
     """
-    masked = not model.can_generate() and tokenizer.mask_token_id is not None
+    masked = is_masked_lm(model) and tokenizer.mask_token_id is not None
     special = torch.tensor(tokenizer.all_special_ids)
 
     def states(batch: list[str]) -> Tensor:
@@ -111,8 +112,7 @@ def _of_states(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: 
         mask = encoded["attention_mask"].to(model.device)
         rows = table(encoded["input_ids"].to(model.device)).detach().requires_grad_(True)
         states = encoder(inputs_embeds=rows, attention_mask=mask).last_hidden_state
-        weights = mask.unsqueeze(-1).to(states.dtype)
-        output = normalize((states * weights).sum(1) / weights.sum(1), dim=-1)
+        output = normalize(mean_pooled(states, mask), dim=-1)
         found = []
         for left in reversed(range(_DIRECTIONS)):
             direction = torch.randn(output.shape, generator=generator).to(output)

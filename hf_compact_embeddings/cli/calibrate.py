@@ -63,9 +63,8 @@ def run(options: argparse.Namespace) -> Outcome:
     # Trainer takes seconds to import, which no other verb needs.
     from accelerate import PartialState
 
+    from ..finetuning.trainer import leave_process_group, trainable
     from ..training.calibration import calibrate
-    from ..training.precision import trainable
-    from ..training.processes import leave_process_group
     from ..training.texts import read_texts
 
     require_free_folder(options.output)

@@ -1,18 +1,22 @@
-"""Sentence vectors, and how well two models agree on which sentences are alike."""
+"""Sentence vectors: how well they rank pairs as people do (STS), and how well two models agree on what is alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling.errors import CompactConfigError
+from ..finetuning.data import number_in, require_columns, require_padding
+from ..finetuning.metrics import spearman
+from ..model_outputs import mean_pooled
 from ..token_statistics import base_encoder
 
 _SENTENCES_PER_BATCH = 64
 _MAX_LENGTH = 256
+_STS_COLUMNS = ("sentence1", "sentence2", "score")
 
 
 @torch.no_grad()
@@ -40,18 +44,10 @@ def sentence_vectors(
             max_length=longest,
             return_tensors="pt",
         ).to(model.device)
-        states = encoder(**inputs).last_hidden_state.float()
-        mask = inputs["attention_mask"].unsqueeze(-1).float()
-        means = (states * mask).sum(1) / mask.sum(1).clamp(min=1.0)
-        vectors.update(zip(chosen, means.cpu(), strict=True))
+        states = encoder(**inputs).last_hidden_state
+        vectors.update(zip(chosen, mean_pooled(states, inputs["attention_mask"]).cpu(), strict=True))
     model.train(training)
     return torch.stack([vectors[index] for index in range(len(sentences))])
-
-
-def require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise if texts cannot be put into a batch."""
-    if tokenizer.pad_token_id is None:
-        raise CompactConfigError("`tokenizer` has no padding token: set `tokenizer.pad_token`, say to its `eos_token`.")
 
 
 def agreement(original: Tensor, compact: Tensor) -> float:
@@ -61,13 +57,26 @@ def agreement(original: Tensor, compact: Tensor) -> float:
     return spearman(cosines[0], cosines[1])
 
 
-def spearman(left: Tensor, right: Tensor) -> float:
-    """Return the rank correlation of two lists of values (N,); ties share their mean rank."""
-    ranks = torch.stack([_ranks(left), _ranks(right)])
-    return float(torch.corrcoef(ranks)[0, 1])
+def sts_correlation(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Iterable[Mapping[str, Any]],
+    max_length: int | None = None,
+) -> float:
+    """Return the Spearman correlation, from -1 to 1, of the cosines of sentence pairs and the scores people gave them.
 
-
-def _ranks(values: Tensor) -> Tensor:
-    _, group, counts = torch.unique(values, return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts - 1) / 2)[group]
+    Args:
+        model: an encoder; its mean last hidden states are the sentence vectors.
+        tokenizer: the model's tokenizer.
+        pairs: rows with the columns of the STS benchmark: sentence1, sentence2, score.
+        max_length: of a sentence in tokens.
+    """
+    rows = list(pairs)
+    require_columns(rows, _STS_COLUMNS)
+    scores = [number_in(row["score"], index, "score") for index, row in enumerate(rows)]
+    # Both sides in one go: sentences of a length share a batch, and repeated ones are read once.
+    sentences = sorted({row[column] for row in rows for column in _STS_COLUMNS[:2]})
+    index_of = {sentence: index for index, sentence in enumerate(sentences)}
+    vectors = sentence_vectors(model, tokenizer, sentences, max_length)
+    first, second = (vectors[[index_of[row[column]] for row in rows]] for column in _STS_COLUMNS[:2])
+    return spearman(torch.cosine_similarity(first, second, dim=-1), scores)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..finetuning.classification import GLUE, ClassificationTask, find_task
+from ..finetuning.data import Rows, read_rows, require_columns
+from ..finetuning.metrics import interval_95
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
-from .classification import GLUE, ClassificationTask, find_task
-from .data import Rows, read_rows, require_columns
-from .metrics import interval_95
 from .perplexity import perplexity
 from .report import inspect
-from .sentences import agreement, sentence_vectors
-from .sts import sts_spearman
+from .sentences import agreement, sentence_vectors, sts_correlation
 
 TASKS = ("fidelity", "sts", *(f"glue/{name}" for name in GLUE), "xnli", "squad", "perplexity")
 # How the Hub calls the task.
@@ -135,10 +133,13 @@ def evaluate(
 ) -> Evaluation:
     """Measure a compact model on a task, beside its original.
 
+    Correlations, `spearmanr` in every task, are from -1 to 1, and accuracies and F1 from 0 to 1, as SciPy and
+    scikit-learn give them; SQuAD's two metrics are in per cent, as its own rules have them.
+
     Args:
         compact: the model.
         task: "fidelity" (of the table; with sentences as data also of their similarities), "sts" (rank correlation of
-            cosines of mean-pooled vectors, times 100), "perplexity", "glue/<task>", "xnli" or "squad".
+            cosines of mean-pooled vectors), "perplexity", "glue/<task>", "xnli" or "squad".
         tokenizer: of both models.
         data: rows with the task's columns, a JSON, CSV or text file of them, a folder with a file for each split, or
             the name of a data set of the Hub.
@@ -181,7 +182,7 @@ def _score(
     task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_length: int | None
 ) -> dict[str, float]:
     if task == "sts":
-        return {"spearmanr": sts_spearman(model, tokenizer, rows, max_length)}
+        return {"spearmanr": sts_correlation(model, tokenizer, rows, max_length)}
     require_columns(rows, ["text"])
     if model.get_output_embeddings() is None:
         raise CompactConfigError(f"A {type(model).__name__} has no output layer, which perplexity needs.")
@@ -226,23 +227,16 @@ def _trained(
 ) -> list[dict[str, float]]:
     """Return the metrics of a model for each seed."""
     # Trainer and the heads are imported where they are needed: they take seconds.
-    from . import finetuning
+    from ..finetuning.trainer import answer_questions, classify, save_with_tokenizer
 
-    with _folder_of(model, tokenizer, training is None, finetuning.save_beside) as folder:
+    with tempfile.TemporaryDirectory(prefix="evaluation-") as scratch:
+        folder = save_with_tokenizer(model, tokenizer, Path(scratch), with_head=training is None)
         if task == "squad":
             length = max_length or 384
-            return [finetuning.answer(folder, tokenizer, rows, training, seed, args, length) for seed in seeds]
+            return [answer_questions(folder, tokenizer, rows, training, seed, args, length) for seed in seeds]
         chosen: ClassificationTask = find_task(task)
         length = max_length or 128
-        return [finetuning.classify(folder, chosen, tokenizer, rows, training, seed, args, length) for seed in seeds]
-
-
-@contextmanager
-def _folder_of(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, head: bool, save: Callable[..., Path]
-) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
-        yield save(model, tokenizer, Path(folder), head)
+        return [classify(folder, chosen, tokenizer, rows, training, seed, args, length) for seed in seeds]
 
 
 def _evaluation(

@@ -153,7 +153,7 @@ def make_card(
         repo_id=repo_id,
         results=[result.row() for result in results],
         sentences=sentences,
-        code=_code(shipped_files(modeling_file) if code_files is None else list(code_files)),
+        code=_code(_shipped(compact) if code_files is None else {file.name: file.read_bytes() for file in code_files}),
         **_facts(compact, report, base_model, source),
     )
 
@@ -311,9 +311,13 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
     )
 
 
-def _code(files: Sequence[Path]) -> dict[str, Any]:
+def _shipped(compact: PreTrainedModel) -> dict[str, bytes]:
+    return shipped_files(modeling_file, {table.options.method for table in compact.compact_tables.values()})
+
+
+def _code(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Say how much code lies beside the table, and what its hash is."""
-    size = sum(file.stat().st_size for file in files)
+    size = sum(map(len, files.values()))
     return {"count": len(files), "size": _bytes(size), "sha256": code_record(files)["sha256"]}
 
 

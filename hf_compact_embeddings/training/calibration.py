@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from ..checkpoints import load_tokenizer
+from ..model_outputs import is_masked_lm
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin, native_model_class
-from .losses import choose_losses, is_masked_lm, predicts, run
+from .losses import choose_losses, predicts, run
 from .matching import fingerprint, require_match, require_same_tokens
 from .moving_codes import MovingCodes
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch

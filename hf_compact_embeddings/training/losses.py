@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..evaluation.places import scored_at
+from ..model_outputs import is_causal_lm, is_masked_lm, mean_pooled, scored_at
 from ..modeling.errors import CompactConfigError
-from ..modeling.modeling_compact import native_model_class
-from ..modeling.transformers_internals import model_mappings
 
 # What each loss asks of the teacher; "labels" asks the text alone.
 LOSSES = ("states", "all_states", "sentence", "relations", "logits", "labels")
@@ -53,21 +51,6 @@ class Target:
     logits: Tensor | None = None
     best_ids: Tensor | None = None
     best_scores: Tensor | None = None
-
-
-def is_masked_lm(model: PreTrainedModel) -> bool:
-    """Tell whether the model predicts masked tokens."""
-    return _has_head(model, model_mappings()["AutoModelForMaskedLM"])
-
-
-def is_causal_lm(model: PreTrainedModel) -> bool:
-    """Tell whether the model predicts each next token."""
-    return _has_head(model, model_mappings()["AutoModelForCausalLM"])
-
-
-def _has_head(model: PreTrainedModel, names: Mapping[str, object]) -> bool:
-    # Some encoder-decoders, as BART, are listed too; their decoders predict from another text than they read.
-    return not model.config.is_encoder_decoder and native_model_class(type(model)).__name__ in names.values()
 
 
 def choose_losses(compact: PreTrainedModel, teacher: bool, losses: Mapping[str, float] | None) -> dict[str, float]:
@@ -134,7 +117,7 @@ def run(model: torch.nn.Module, owner: PreTrainedModel, inputs: Mapping[str, Ten
 def target_of(outputs: Outputs, mask: Tensor, losses: Mapping[str, float]) -> Target:
     """Return what the losses ask of the teacher's outputs."""
     layers = outputs.layers if "all_states" in losses else outputs.layers[-1:] if "states" in losses else None
-    pooled = pool(outputs.layers[-1], mask) if {"sentence", "relations"} & set(losses) else None
+    pooled = mean_pooled(outputs.layers[-1], mask) if {"sentence", "relations"} & set(losses) else None
     return Target(layers, pooled, outputs.logits if "logits" in losses else None)
 
 
@@ -161,7 +144,7 @@ def total_loss(
         pairs = zip(student.layers, target.layers, strict=True)
         parts["all_states"] = torch.stack([states_loss(one, other, mask) for one, other in pairs]).mean()
     if target.sentence is not None:
-        pooled = pool(student.layers[-1], mask)
+        pooled = mean_pooled(student.layers[-1], mask)
         if "sentence" in losses:
             parts["sentence"] = sentence_loss(pooled, target.sentence)
         if "relations" in losses:
@@ -174,12 +157,6 @@ def total_loss(
     if missing:
         raise CompactConfigError(f"The teacher's outputs hold nothing for the losses {', '.join(missing)}.")
     return torch.stack([losses[name] * part for name, part in parts.items()]).sum(), parts
-
-
-def pool(states: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean state of each sequence (B, H) in float32."""
-    weights = mask.unsqueeze(-1).float()
-    return (states.float() * weights).sum(1) / weights.sum(1).clamp(min=1.0)
 
 
 def states_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From texts to batches: tokens, the places where some are predicted, and what a teacher said about them."""
+"""From texts to batches: tokens, the positions where some are predicted, and a teacher's outputs for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from ..evaluation.perplexity import stream_pieces
+from ..finetuning.data import stream_pieces
 from ..modeling.errors import CompactConfigError
 from .losses import Target
 from .texts import Text
@@ -24,8 +24,8 @@ Row = dict[str, Any]
 class Encoder:
     """Turns texts into rows of ids, some of which are to be predicted.
 
-    A row's places depend on its own tokens and the seed alone: not on the order, the number of processes or the
-    epoch, so that training can resume and a teacher's outputs can be kept.
+    A row's predicted positions depend on its own tokens and the seed alone: not on the order, the number of processes
+    or the epoch, so that training can resume and a teacher's outputs can be kept.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Encoder:
         """Read texts as rows."""
         if self.predict is not None:
             pieces = stream_pieces(map(_single, texts), self.tokenizer, self.max_length)
-            yield from (self._with_places(torch.tensor(piece)) for piece in pieces)
+            yield from (self._with_positions(torch.tensor(piece)) for piece in pieces)
             return
         iterator = iter(texts)
         while batch := list(islice(iterator, _TEXTS_PER_BATCH)):
@@ -73,8 +73,8 @@ class Encoder:
         """Return what the tokenizer makes of texts and pairs, which it takes apart from each other, in their order."""
         rows: list[Row] = [{} for _ in batch]
         for paired in (False, True):
-            places = [place for place, text in enumerate(batch) if isinstance(text, tuple) == paired]
-            chosen = [batch[place] for place in places]
+            indices = [index for index, text in enumerate(batch) if isinstance(text, tuple) == paired]
+            chosen = [batch[index] for index in indices]
             if not chosen:
                 continue
             encoded = self.tokenizer(
@@ -84,24 +84,24 @@ class Encoder:
                 return_attention_mask=False,
                 verbose=False,
             )
-            for index, place in enumerate(places):
-                rows[place] = {name: values[index] for name, values in encoded.items()}
+            for number, index in enumerate(indices):
+                rows[index] = {name: values[number] for name, values in encoded.items()}
         return rows
 
-    def _with_places(self, ids: Tensor) -> Row:
-        """Choose the places of a row, and hide the tokens there from a masked-LM head."""
+    def _with_positions(self, ids: Tensor) -> Row:
+        """Choose the positions of a row to predict, and hide the tokens there from a masked-LM head."""
         generator = torch.Generator().manual_seed(zlib.crc32(ids.numpy().tobytes(), self.seed) & 0x7FFFFFFF)
         allowed = ~torch.isin(ids, self.special) if self.predict == "masked" else torch.ones_like(ids, dtype=torch.bool)
         if self.predict == "next":
             allowed[-1] = False
         draw = torch.rand(len(ids), generator=generator).masked_fill(~allowed, 2.0)
-        places = draw < self.share
+        positions = draw < self.share
         # At least one, so that no batch is without.
-        places[draw.argmin()] = True
+        positions[draw.argmin()] = True
         if self.predict == "next":
-            return {"input_ids": ids, "places": places, "targets": ids.roll(-1)[places]}
-        hidden = ids.masked_fill(places, int(self.tokenizer.mask_token_id))
-        return {"input_ids": hidden, "places": places, "targets": ids[places]}
+            return {"input_ids": ids, "positions": positions, "targets": ids.roll(-1)[positions]}
+        hidden = ids.masked_fill(positions, int(self.tokenizer.mask_token_id))
+        return {"input_ids": hidden, "positions": positions, "targets": ids[positions]}
 
 
 def _single(text: Text) -> str:
@@ -142,7 +142,7 @@ class StreamedRows(IterableDataset):
 
 
 class Collator:
-    """Pads rows into a batch: what `forward` takes, the places and labels, and what the teacher said."""
+    """Pads rows into a batch: what `forward` takes, the predicted positions and labels, and the teacher's outputs."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Note who pads."""
@@ -166,7 +166,7 @@ class Collator:
         for name in _BY_TOKEN:
             if name in rows[0]:
                 batch[name] = _scatter([row[name] for row in rows], kept)
-        for name in _BY_PLACE:
+        for name in _BY_POSITION:
             if name in rows[0]:
                 batch[name] = torch.cat([row[name] for row in rows])
         if "teacher_sentence" in rows[0]:
@@ -174,9 +174,9 @@ class Collator:
         return batch
 
 
-_BY_TOKEN = ("places", "teacher_states")
-_BY_PLACE = ("targets", "teacher_best_ids", "teacher_best_scores")
-_BESIDE_INPUTS = (*_BY_TOKEN, *_BY_PLACE, "teacher_sentence")
+_BY_TOKEN = ("positions", "teacher_states")
+_BY_POSITION = ("targets", "teacher_best_ids", "teacher_best_scores")
+_BESIDE_INPUTS = (*_BY_TOKEN, *_BY_POSITION, "teacher_sentence")
 
 
 def _mask(rows: Sequence[Row], ids: Tensor, side: str) -> Tensor:
@@ -195,7 +195,7 @@ def _scatter(values: Sequence[Tensor], kept: Tensor) -> Tensor:
 
 
 def split_batch(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor | None, Tensor | None, Target | None]:
-    """Return a batch's inputs of `forward`, its places, its labels, and the teacher's outputs if it has them."""
+    """Return a batch's inputs of `forward`, its predicted positions and labels, and the teacher's outputs for it."""
     inputs = {name: value for name, value in batch.items() if name not in _BESIDE_INPUTS}
     target = None
     if any(name.startswith("teacher_") for name in batch):
@@ -206,4 +206,4 @@ def split_batch(batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Tensor 
             best_ids=batch.get("teacher_best_ids"),
             best_scores=batch.get("teacher_best_scores"),
         )
-    return inputs, batch.get("places"), batch.get("targets"), target
+    return inputs, batch.get("positions"), batch.get("targets"), target

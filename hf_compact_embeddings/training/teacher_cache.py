@@ -21,7 +21,7 @@ from ..modeling.errors import CheckpointError, CompactConfigError
 from .losses import predicts, run, target_of
 from .rows import Collator, Row, split_batch
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MANIFEST = "teacher_cache.json"
 _ROWS_PER_SHARD = 4096
 # The share that these leave over is far below a per cent in a trained model.
@@ -153,7 +153,7 @@ def _ask(rows: list[Row], teacher: PreTrainedModel, collator: Collator, losses: 
         _put(told, "teacher_sentence", target.sentence.cpu())
     if target.logits is not None:
         best = target.logits.float().log_softmax(-1).topk(min(_BEST_TOKENS, target.logits.shape[-1]))
-        counts = [int(row["places"].sum()) for row in rows]
+        counts = [int(row["positions"].sum()) for row in rows]
         _put(told, "teacher_best_ids", best.indices.cpu().split(counts))
         _put(told, "teacher_best_scores", best.values.half().cpu().split(counts))
     return told

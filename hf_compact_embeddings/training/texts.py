@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.data import read_rows
+from ..finetuning.data import read_rows
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 
 # A text, or two that a model reads together.

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, TrainerState
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
+from ..finetuning.trainer import MeanLossTrainer
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 from ..modeling.transformers_internals import checkpoint_function, set_checkpoint_function
 from .losses import Outputs, Target, predicts, run, target_of, total_loss
-from .mean_loss import MeanLossTrainer
 from .moving_codes import MovingCodes
 from .rows import split_batch
 
@@ -102,9 +102,9 @@ class CalibrationTrainer(MeanLossTrainer):
         owner.eval()
         if self.args.gradient_checkpointing:
             _checkpoint_without_dropout(owner)
-        fields, places, labels, target = split_batch(inputs)
+        fields, positions, labels, target = split_batch(inputs)
         mask = fields["attention_mask"]
-        shown = places if predicts(self.losses) else None
+        shown = positions if predicts(self.losses) else None
         student = run(model, owner, fields, shown)
         if target is None:
             target = self._ask_teacher(fields, mask, shown)
@@ -116,10 +116,10 @@ class CalibrationTrainer(MeanLossTrainer):
         return (loss, student) if return_outputs else loss
 
     @torch.no_grad()
-    def _ask_teacher(self, fields: dict[str, Tensor], mask: Tensor, places: Tensor | None) -> Target:
+    def _ask_teacher(self, fields: dict[str, Tensor], mask: Tensor, positions: Tensor | None) -> Target:
         if self.teacher is None:
             return Target()
-        needed = places if "logits" in self.losses else None
+        needed = positions if "logits" in self.losses else None
         outputs: Outputs = run(self.teacher, self.teacher, fields, needed)
         return target_of(outputs, mask, self.losses)
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 
 import hf_compact_embeddings  # noqa: F401
-from hf_compact_embeddings.training.processes import leave_process_group
+from hf_compact_embeddings.finetuning.trainer import leave_process_group
 
 
 def digest(model: torch.nn.Module) -> str:

@@ -91,18 +91,18 @@ def test_the_places_of_a_row_depend_on_the_row_alone() -> None:
     again = list(encoder.rows(iter(tiny_texts(20))))
     other = list(Encoder(tiny_tokenizer(), 16, "masked", 0.3, seed=2).rows(tiny_texts(20)))
     assert len(rows) == 20 * 8 // 14
-    assert all(torch.equal(a["places"], b["places"]) for a, b in zip(rows, again, strict=True))
-    assert not all(torch.equal(a["places"], b["places"]) for a, b in zip(rows, other, strict=True))
+    assert all(torch.equal(a["positions"], b["positions"]) for a, b in zip(rows, again, strict=True))
+    assert not all(torch.equal(a["positions"], b["positions"]) for a, b in zip(rows, other, strict=True))
     for row in rows:
-        assert row["places"].any() and not row["places"][[0, -1]].any()
-        assert (row["input_ids"][row["places"]] == 4).all() and (row["targets"] >= 5).all()
-    share = torch.stack([row["places"] for row in rows]).float().mean()
+        assert row["positions"].any() and not row["positions"][[0, -1]].any()
+        assert (row["input_ids"][row["positions"]] == 4).all() and (row["targets"] >= 5).all()
+    share = torch.stack([row["positions"] for row in rows]).float().mean()
     assert 0.15 < share < 0.4
 
 
 def test_next_tokens_are_predicted_everywhere_but_at_the_end() -> None:
     row = next(Encoder(tiny_tokenizer(), 8, "next", 1.0, seed=0).rows(tiny_texts(3)))
-    assert row["places"].tolist() == [True] * 7 + [False]
+    assert row["positions"].tolist() == [True] * 7 + [False]
     assert torch.equal(row["targets"], row["input_ids"][1:])
 
 
@@ -113,13 +113,13 @@ def test_batches_put_everything_where_its_token_is() -> None:
         rows = HeldRows(Encoder(tokenizer, 16, None, 0.0, 0).rows(["w7 w8", "w9 w10 w11 w12"])).rows
         for row in rows:
             ids = row["input_ids"]
-            row |= {"places": ids > 10, "targets": ids[ids > 10], "teacher_states": ids.float().unsqueeze(-1)}
-        inputs, places, labels, target = split_batch(Collator(tokenizer)(rows))
+            row |= {"positions": ids > 10, "targets": ids[ids > 10], "teacher_states": ids.float().unsqueeze(-1)}
+        inputs, positions, labels, target = split_batch(Collator(tokenizer)(rows))
         ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
         assert ids.shape == (2, 6) and mask.sum() == 10
         assert torch.equal(target.layers[0].squeeze(-1)[mask], ids[mask].float())
         assert not target.layers[0][~mask].any()
-        assert torch.equal(ids[places], labels) and labels.tolist() == [11, 12]
+        assert torch.equal(ids[positions], labels) and labels.tolist() == [11, 12]
 
 
 def test_a_tokenizer_without_padding_is_told() -> None:

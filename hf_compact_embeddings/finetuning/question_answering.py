@@ -14,10 +14,11 @@ from .data import Rows, require_columns
 from .metrics import squad_metrics
 
 _COLUMNS = ("id", "context", "question")
+# First and last tokens that are tried with each other, the best scored ones.
 _BEST = 20
 
 
-class AnswerTask:
+class QuestionAnsweringTask:
     """Cuts contexts into windows that overlap, marks answers in them, and reads answers from scores."""
 
     metrics = ("f1", "exact_match")
@@ -39,7 +40,7 @@ class AnswerTask:
         """
         if not tokenizer.is_fast:
             raise CompactConfigError("`tokenizer` is not a fast one: it cannot tell where in the context a token is.")
-        # Places of tokens, of answers and in scores, count from the start of a row: padding comes after it.
+        # Positions of tokens, of answers and in scores, count from the start of a row: padding comes after it.
         self.tokenizer = copy.copy(tokenizer)
         self.tokenizer.padding_side = "right"
         self.max_length = max_length
@@ -50,8 +51,8 @@ class AnswerTask:
         """Return the windows of rows as inputs of a model; `row` and `offsets` say where each comes from.
 
         Args:
-            rows: with the columns id, context and question, and answers where their places are marked.
-            with_answers: mark the places of the first answer, as training needs.
+            rows: with the columns id, context and question, and answers where their positions are marked.
+            with_answers: mark the position of the first answer, as training needs.
         """
         require_columns(rows, (*_COLUMNS, "answers") if with_answers else _COLUMNS)
         encoded = self.tokenizer(
@@ -70,7 +71,7 @@ class AnswerTask:
             window: dict[str, Any] = {name: values[index] for name, values in encoded.items()}
             inside = [part == 1 for part in encoded.sequence_ids(index)]
             if with_answers:
-                start, end = self._places(rows[owner], spans[index], inside)
+                start, end = self._answer_positions(rows[owner], spans[index], inside)
                 window |= {"start_positions": start, "end_positions": end}
             else:
                 offsets = [span if kept else None for span, kept in zip(spans[index], inside, strict=True)]
@@ -79,7 +80,9 @@ class AnswerTask:
         return found
 
     @staticmethod
-    def _places(row: Mapping[str, Any], spans: Sequence[tuple[int, int]], inside: Sequence[bool]) -> tuple[int, int]:
+    def _answer_positions(
+        row: Mapping[str, Any], spans: Sequence[tuple[int, int]], inside: Sequence[bool]
+    ) -> tuple[int, int]:
         """Return the first and last token of the first answer, or zeros if it is not whole in the window."""
         answers = row["answers"]
         if not answers["text"]:
@@ -87,8 +90,8 @@ class AnswerTask:
         start = answers["answer_start"][0]
         end = start + len(answers["text"][0])
         covered = [
-            place
-            for place, ((first, last), kept) in enumerate(zip(spans, inside, strict=True))
+            position
+            for position, ((first, last), kept) in enumerate(zip(spans, inside, strict=True))
             if kept and first < end and last > start
         ]
         if not covered or spans[covered[0]][0] > start or spans[covered[-1]][1] < end:

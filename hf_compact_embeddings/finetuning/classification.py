@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..modeling.errors import CompactConfigError
 from .data import Rows, number_in, require_columns
-from .metrics import compute
+from .metrics import compute, compute_on_hub
 
 logger = logging.get_logger(__name__)
 
@@ -24,43 +24,43 @@ class ClassificationTask:
     Attributes:
         name: after which its data set's configuration on the Hub is named.
         columns: of the text, or of both texts.
-        labels: how many there are; 1 for a score.
+        num_labels: how many there are; 1 for a score.
         metrics: their keys, the one that is reported first in front.
         dataset: its data set's Hub id; empty where the data is of the user's own.
         label_column: where the label is, with other names that it goes by.
         validation: the name of the split to measure on.
-        names: of the labels, in the order of the data.
+        label_names: in the order of the data.
     """
 
     name: str
     columns: tuple[str, ...]
-    labels: int = 2
+    num_labels: int = 2
     metrics: tuple[str, ...] = ("accuracy",)
     dataset: str = "nyu-mll/glue"
     label_column: tuple[str, ...] = ("label",)
     validation: str = "validation"
-    names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()
 
     @property
-    def problem(self) -> str:
-        """What Transformers calls it."""
-        return "regression" if self.labels == 1 else "single_label_classification"
+    def problem_type(self) -> str:
+        """The task's kind, in the words of a model's configuration."""
+        return "regression" if self.num_labels == 1 else "single_label_classification"
 
-    def in_order(self, scores: Any, config: PreTrainedConfig) -> np.ndarray:
+    def in_order_of_labels(self, scores: Any, config: PreTrainedConfig) -> np.ndarray:
         """Return a model's scores (N, labels), or the first of its outputs, in the order of the data's labels."""
-        return np.asarray(scores[0] if isinstance(scores, tuple) else scores)[:, self.places_of_labels(config)]
+        return np.asarray(scores[0] if isinstance(scores, tuple) else scores)[:, self._columns_of_labels(config)]
 
-    def places_of_labels(self, config: PreTrainedConfig) -> list[int]:
-        """Return where a model's scores have each label of the data: models name theirs, in orders of their own."""
-        given = {str(name).lower(): int(place) for place, name in (config.id2label or {}).items()}
-        if self.names and given.keys() == set(self.names):
-            return [given[name] for name in self.names]
-        if self.names and not all(name.startswith("label_") for name in given):
+    def _columns_of_labels(self, config: PreTrainedConfig) -> list[int]:
+        """Return which column of a model's scores is each label of the data: models have orders of their own."""
+        given = {str(name).lower(): int(index) for index, name in (config.id2label or {}).items()}
+        if self.label_names and given.keys() == set(self.label_names):
+            return [given[name] for name in self.label_names]
+        if self.label_names and not all(name.startswith("label_") for name in given):
             logger.warning(
-                f"The model's labels are {', '.join(given)}, those of {self.name} are {', '.join(self.names)}: taken "
-                "for the same in this order."
+                f"The model's labels are {', '.join(given)}, those of {self.name} are "
+                f"{', '.join(self.label_names)}: taken for the same in this order."
             )
-        return list(range(self.labels))
+        return list(range(self.num_labels))
 
     def split_on_hub(self, split: str) -> str:
         """Return what its data set on the Hub calls "train", "validation" or "test"."""
@@ -68,12 +68,12 @@ class ClassificationTask:
 
     def name_labels(self, config: PreTrainedConfig) -> None:
         """Give a model that is to be trained the names of the labels, in the order of the data."""
-        if self.names:
-            config.id2label = dict(enumerate(self.names))
-            config.label2id = {name: place for place, name in enumerate(self.names)}
+        if self.label_names:
+            config.id2label = dict(enumerate(self.label_names))
+            config.label2id = {name: index for index, name in enumerate(self.label_names)}
 
     @property
-    def script(self) -> tuple[str, ...]:
+    def hub_metric(self) -> tuple[str, ...]:
         """What `evaluate.load` calls its metrics, or nothing."""
         if self.dataset.endswith("glue"):
             return "glue", self.name
@@ -107,54 +107,64 @@ class ClassificationTask:
         return next((column for column in self.label_column if rows and column in rows[0]), None)
 
     def _label(self, value: Any, index: int) -> int | float:
-        if value in self.names:
-            return self.names.index(value)
-        number = number_in(value, index, "label", self.names)
-        if self.labels == 1:
+        if value in self.label_names:
+            return self.label_names.index(value)
+        number = number_in(value, index, "label", self.label_names)
+        if self.num_labels == 1:
             return number
-        if number not in range(self.labels):
+        if number not in range(self.num_labels):
             raise CompactConfigError(
-                f"`data` has the label {value!r} in row {index}, but {self.name} has the labels 0 to {self.labels - 1}."
+                f"`data` has the label {value!r} in row {index}, but {self.name} has the labels 0 to "
+                f"{self.num_labels - 1}."
             )
         return int(number)
 
-    def measure(self, logits: np.ndarray, labels: np.ndarray, scripts: bool = False) -> dict[str, float]:
-        """Return the metrics of logits (N, labels)."""
-        return compute(self.metrics, self.decide(logits).tolist(), labels.tolist(), self.script if scripts else None)
+    def measure(self, logits: np.ndarray, labels: np.ndarray, hub_metric: bool = False) -> dict[str, float]:
+        """Return the metrics of logits (N, labels); with `hub_metric` the Hub's script computes them."""
+        predictions, references = self.decide(logits).tolist(), labels.tolist()
+        if hub_metric:
+            return compute_on_hub(self.hub_metric, predictions, references)
+        return compute(self.metrics, predictions, references)
 
     def decide(self, logits: np.ndarray) -> np.ndarray:
-        """Return the label, or the score, that logits (N, labels) say of each row."""
-        return logits.reshape(-1) if self.labels == 1 else logits.argmax(-1)
+        """Return the label, or the score, that logits (N, labels) give each row."""
+        return logits.reshape(-1) if self.num_labels == 1 else logits.argmax(-1)
 
-    def in_words(self, decision: int | float) -> str:
-        """Return a label by its name, or a score."""
-        if self.labels == 1:
+    def label_name(self, decision: int | float) -> str:
+        """Return the name of a label, or a score in digits."""
+        if self.num_labels == 1:
             return f"{decision:.3f}"
-        return self.names[int(decision)] if self.names else str(int(decision))
+        return self.label_names[int(decision)] if self.label_names else str(int(decision))
 
 
 # As numbers, and as they are read from CSV files.
 _NO_LABEL = ("-1", "-1.0", "", "None")
 _INFERENCE = ("entailment", "neutral", "contradiction")
 _GLUE = (
-    ClassificationTask("sst2", ("sentence",), names=("negative", "positive")),
-    ClassificationTask("cola", ("sentence",), metrics=("matthews_correlation",), names=("unacceptable", "acceptable")),
+    ClassificationTask("sst2", ("sentence",), label_names=("negative", "positive")),
     ClassificationTask(
-        "mrpc", ("sentence1", "sentence2"), metrics=("f1", "accuracy"), names=("not_equivalent", "equivalent")
+        "cola", ("sentence",), metrics=("matthews_correlation",), label_names=("unacceptable", "acceptable")
     ),
-    ClassificationTask("rte", ("sentence1", "sentence2"), names=("entailment", "not_entailment")),
-    ClassificationTask("wnli", ("sentence1", "sentence2"), names=("not_entailment", "entailment")),
-    ClassificationTask("qnli", ("question", "sentence"), names=("entailment", "not_entailment")),
     ClassificationTask(
-        "qqp", ("question1", "question2"), metrics=("f1", "accuracy"), names=("not_duplicate", "duplicate")
+        "mrpc", ("sentence1", "sentence2"), metrics=("f1", "accuracy"), label_names=("not_equivalent", "equivalent")
     ),
-    ClassificationTask("mnli", ("premise", "hypothesis"), labels=3, validation="validation_matched", names=_INFERENCE),
+    ClassificationTask("rte", ("sentence1", "sentence2"), label_names=("entailment", "not_entailment")),
+    ClassificationTask("wnli", ("sentence1", "sentence2"), label_names=("not_entailment", "entailment")),
+    ClassificationTask("qnli", ("question", "sentence"), label_names=("entailment", "not_entailment")),
+    ClassificationTask(
+        "qqp", ("question1", "question2"), metrics=("f1", "accuracy"), label_names=("not_duplicate", "duplicate")
+    ),
+    ClassificationTask(
+        "mnli", ("premise", "hypothesis"), num_labels=3, validation="validation_matched", label_names=_INFERENCE
+    ),
     ClassificationTask(
         "stsb", ("sentence1", "sentence2"), 1, ("spearmanr", "pearson"), label_column=("label", "score")
     ),
 )
 GLUE = {task.name: task for task in _GLUE}
-XNLI = ClassificationTask("xnli", ("premise", "hypothesis"), labels=3, dataset="facebook/xnli", names=_INFERENCE)
+XNLI = ClassificationTask(
+    "xnli", ("premise", "hypothesis"), num_labels=3, dataset="facebook/xnli", label_names=_INFERENCE
+)
 
 
 def task_of_rows(rows: Rows, config: PreTrainedConfig | None = None) -> ClassificationTask:
@@ -168,16 +178,16 @@ def task_of_rows(rows: Rows, config: PreTrainedConfig | None = None) -> Classifi
     known = (("sentence1", "sentence2"), ("sentence",), ("text",))
     columns = next((names for names in known if all(name in rows[0] for name in names)), ("text",))
     if config is not None:
-        own = [str(config.id2label[place]) for place in range(config.num_labels)]
-        names = () if all(name.lower().startswith("label_") for name in own) else tuple(own)
-        return ClassificationTask("texts", columns, config.num_labels, dataset="", names=names)
+        own = [str(config.id2label[index]) for index in range(config.num_labels)]
+        label_names = () if all(name.lower().startswith("label_") for name in own) else tuple(own)
+        return ClassificationTask("texts", columns, config.num_labels, dataset="", label_names=label_names)
     require_columns(rows, (*columns, "label"))
     values = [row["label"] for row in rows]
     try:
         numbers = [float(value) for value in values]
     except (TypeError, ValueError):
-        names = tuple(sorted({str(value) for value in values}))
-        return ClassificationTask("texts", columns, len(names), dataset="", names=names)
+        label_names = tuple(sorted({str(value) for value in values}))
+        return ClassificationTask("texts", columns, len(label_names), dataset="", label_names=label_names)
     if any(number < 0 or not number.is_integer() for number in numbers):
         raise CompactConfigError(
             "`data` has labels that are neither names nor the numbers 0, 1, 2 and on; for scores take the task stsb."

@@ -1,62 +1,75 @@
-"""Metrics under the keys that `evaluate` gives them; from its scripts where asked for and in reach, else from here."""
+"""Metrics under the keys that the Hub's `evaluate` gives them, computed by scikit-learn and SciPy.
+
+Accuracy, F1 and the correlations are as those libraries give them: shares from 0 to 1, correlations from -1 to 1. Only
+SQuAD's two are in per cent, as its own rules have them.
+"""
 
 from __future__ import annotations
 
 import collections
-import functools
+import importlib
 import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from huggingface_hub import constants
-from transformers.utils import logging
 
-from ..modeling.errors import CompactEmbeddingsError
-
-logger = logging.get_logger(__name__)
+from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 
 
-def compute(
-    names: Sequence[str], predictions: Sequence[Any], references: Sequence[Any], script: tuple[str, ...] | None = None
-) -> dict[str, float]:
+def compute(names: Sequence[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
     """Return metrics of predicted and true values.
 
     Args:
         names: out of accuracy, f1, matthews_correlation, pearson and spearmanr.
         predictions: predicted values.
         references: true values.
-        script: what to ask `evaluate.load` for first, as ("glue", "mrpc"); it runs code that it fetches from the Hub.
     """
-    if script and (metric := _script(*script)) is not None:
-        return {name: float(value) for name, value in metric.compute(predictions, references).items()}
     return {name: float(_METRICS[name](np.asarray(predictions), np.asarray(references))) for name in names}
 
 
-@functools.cache
-def _script(*words: str) -> Any:
-    """Return a metric of `evaluate`, or None where its script is out of reach."""
-    if constants.HF_HUB_OFFLINE:
-        return None
+def compute_on_hub(script: Sequence[str], predictions: Sequence[Any], references: Sequence[Any]) -> dict[str, float]:
+    """Return metrics as a script of the Hub computes them, which `evaluate` downloads and runs.
+
+    Args:
+        script: what `evaluate.load` is asked for, as ("glue", "mrpc"); empty where the Hub has none for the task.
+        predictions: predicted values.
+        references: true values.
+    """
+    if not script:
+        raise CompactConfigError("`hub_metric`: the Hub has no metric for texts of your own.")
     try:
         import evaluate
+    except ImportError as error:
+        raise CompactEmbeddingsError(
+            "`hub_metric` needs evaluate: run `pip install 'hf_compact_embeddings[hub-metric]'`."
+        ) from error
+    try:
+        metric = evaluate.load(*script)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise CompactEmbeddingsError(
+            f"`hub_metric`: evaluate cannot load {'/'.join(script)} ({error}). Without it the metrics are the same, "
+            "computed by scikit-learn and SciPy."
+        ) from error
+    found = metric.compute(predictions=predictions, references=references)
+    return {name: float(value) for name, value in found.items()}
 
-        return evaluate.load(*words)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        logger.info(f"`evaluate` cannot load {'/'.join(words)} ({error}): scikit-learn and SciPy compute the same.")
-        return None
+
+def spearman(left: Any, right: Any) -> float:
+    """Return the rank correlation, from -1 to 1, of two lists of values (N,); ties share their mean rank."""
+    return float(_from_library("scipy.stats", "spearmanr")(np.asarray(left), np.asarray(right)).statistic)
 
 
 def _from_library(module: str, name: str) -> Any:
     """Return a function of scikit-learn or SciPy."""
     try:
-        library = __import__(module, fromlist=[name])
+        return getattr(importlib.import_module(module), name)
     except ImportError as error:
+        library = {"sklearn": "scikit-learn", "scipy": "SciPy"}[module.partition(".")[0]]
         raise CompactEmbeddingsError(
-            f"Metrics need {module.partition('.')[0]}: run `pip install 'hf_compact_embeddings[train]'`."
+            f"Metrics need {library}: run `pip install 'hf_compact_embeddings[train]'`."
         ) from error
-    return getattr(library, name)
 
 
 def _accuracy(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -75,16 +88,12 @@ def _pearson(predictions: np.ndarray, references: np.ndarray) -> float:
     return _from_library("scipy.stats", "pearsonr")(predictions, references).statistic
 
 
-def _spearman(predictions: np.ndarray, references: np.ndarray) -> float:
-    return _from_library("scipy.stats", "spearmanr")(predictions, references).statistic
-
-
 _METRICS = {
     "accuracy": _accuracy,
     "f1": _f1,
     "matthews_correlation": _matthews,
     "pearson": _pearson,
-    "spearmanr": _spearman,
+    "spearmanr": spearman,
 }
 
 

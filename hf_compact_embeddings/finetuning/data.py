@@ -1,16 +1,20 @@
-"""Rows of labelled data: from lists, JSON and CSV files, folders with a file a split, and data sets of the Hub."""
+"""What is trained and measured on: rows from lists, files and the Hub, and running text cut into pieces."""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 
+# Texts that a tokenizer is given at a time.
+_TEXTS_PER_BATCH = 1000
 _SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 Rows = list[dict[str, Any]]
 
@@ -30,7 +34,7 @@ def read_rows(source: Any, split: str | None = None, config: str | None = None) 
         if split not in source:
             raise CompactConfigError(f"`data` has no split {split!r}; its splits are {', '.join(map(str, source))}.")
         source = source[split]
-    rows = [{"text": row} if isinstance(row, str) else _row(row, place) for place, row in enumerate(source)]
+    rows = [{"text": row} if isinstance(row, str) else _row(row, index) for index, row in enumerate(source)]
     if not rows:
         raise CompactConfigError("`data` has no rows.")
     return rows
@@ -67,13 +71,13 @@ def _parse(path: Path) -> Rows:
     if path.suffix == ".txt":
         return [{"text": line} for line in lines]
     values = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
-    return [_row(value, place) for place, value in enumerate(values)]
+    return [_row(value, index) for index, value in enumerate(values)]
 
 
-def _row(value: Any, place: int) -> dict[str, Any]:
+def _row(value: Any, index: int) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise CompactConfigError(
-            f'`data` has a {type(value).__name__} as row {place}, but a row names its columns, as {{"text": "…"}} does.'
+            f'`data` has a {type(value).__name__} as row {index}, but a row names its columns, as {{"text": "…"}} does.'
         )
     return dict(value)
 
@@ -97,21 +101,71 @@ def require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], n
     """Raise unless all columns are there; the message lists those that are."""
     if not rows:
         raise CompactConfigError(f"`{name}` has no rows.")
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         if missing := [column for column in columns if column not in row]:
-            where = f" in row {place}" if place else ""
+            where = f" in row {index}" if index else ""
             raise CompactConfigError(
                 f"`{name}` has no column {', '.join(map(repr, missing))}{where}, but the task needs "
                 f"{', '.join(columns)}; its columns are {', '.join(row)}."
             )
 
 
-def number_in(value: Any, place: int, column: str, names: Sequence[str] = ()) -> float:
+def number_in(value: Any, index: int, column: str, names: Sequence[str] = ()) -> float:
     """Return a label or score as a number, or raise; the message lists the names that it may have instead."""
     try:
         return float(value)
     except (TypeError, ValueError):
         wanted = f"{', '.join(names)} or its number" if names else "a number"
         raise CompactConfigError(
-            f"`data` has the {column} {value!r} in row {place}, but it must be {wanted}."
+            f"`data` has the {column} {value!r} in row {index}, but it must be {wanted}."
         ) from None
+
+
+def require_padding(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise if texts cannot be put into a batch."""
+    if tokenizer.pad_token_id is None:
+        raise CompactConfigError("`tokenizer` has no padding token: set `tokenizer.pad_token`, say to its `eos_token`.")
+
+
+def stream_pieces(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[list[int]]:
+    """Yield a text as pieces of `length` tokens, special ones at both ends where the tokenizer has them.
+
+    Lines are joined, as language models are trained; the rest that does not fill a piece is dropped. The text is not
+    held in memory. One that does not fill a single piece raises.
+    """
+    prefix, suffix = _special_ends(tokenizer)
+    body = length - len(prefix) - len(suffix)
+    if body < 1:
+        raise CompactConfigError(f"A piece of {length} tokens has no room beside the tokenizer's special ones.")
+    left: list[int] = []
+    empty = True
+    for batch in _batches(texts):
+        for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
+            left.extend(ids)
+        whole = len(left) // body * body
+        for start in range(0, whole, body):
+            empty = False
+            yield [*prefix, *left[start : start + body], *suffix]
+        left = left[whole:]
+    if empty:
+        raise CompactConfigError(f"The text has {len(left)} tokens, but a piece needs {body}: give more text.")
+
+
+def _special_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that the tokenizer puts before and after a text."""
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = list(tokenizer("a")["input_ids"])
+    start = next((i for i in range(len(full)) if full[i : i + len(plain)] == list(plain)), 0)
+    return full[:start], full[start + len(plain) :]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        if text.strip():
+            batch.append(text)
+        if len(batch) == _TEXTS_PER_BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

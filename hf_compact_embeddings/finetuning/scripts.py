@@ -1,10 +1,11 @@
-"""What the scripts in examples/ share: which model, which data, and what is done when it is trained."""
+"""What the scripts in examples/ share: flags for model and data, the stages that they run, the files they write."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from transformers import (
@@ -17,10 +18,10 @@ from transformers import (
 )
 
 from ..compression import compress
-from ..evaluation.data import Rows, read_rows
 from ..modeling.errors import CompactConfigError
-from .precision import trainable
-from .texts import read_texts
+from .classification import ClassificationTask
+from .data import Rows, read_rows, require_columns
+from .trainer import trainable
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -41,7 +42,7 @@ class ModelArguments:
         compact_method: make the table compact with this method first.
         compact_ratio: make it at least this many times smaller; without a method the best one is chosen.
         compact_options: options of the method, as name=value.
-        compact_texts: text file to count tokens in, so that frequent ones are fitted more closely.
+        compact_texts: text, JSON or CSV file (column text) to count tokens in: frequent ones are fitted more closely.
     """
 
     model_name_or_path: str = _flag("", "Hub id or folder of a dense or a compact model")
@@ -50,7 +51,7 @@ class ModelArguments:
     compact_method: str | None = _flag(None, "make the table compact with this method first")
     compact_ratio: float | None = _flag(None, "make the table at least this many times smaller")
     compact_options: list[str] = _flag([], "options of the method, as name=value")
-    compact_texts: str | None = _flag(None, "text file to count tokens in for the fit")
+    compact_texts: str | None = _flag(None, "text, JSON or CSV file to count tokens in for the fit")
 
     def load(self, auto_class: Any, seed: int = 0, **changes: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Return the model and its tokenizer.
@@ -76,9 +77,14 @@ class ModelArguments:
         options = dict(_option(words) for words in self.compact_options)
         if self.compact_ratio is not None:
             options["ratio"] = self.compact_ratio
-        # Pairs come from a second column only, which is not asked for here.
-        texts = None if self.compact_texts is None else cast(Iterable[str], read_texts(self.compact_texts))
+        texts = None if self.compact_texts is None else _texts_in(self.compact_texts)
         return compress(model, self.compact_method, tokenizer=tokenizer, texts=texts, seed=seed, **options), tokenizer
+
+
+def _texts_in(file: str) -> list[str]:
+    rows = read_rows(file)
+    require_columns(rows, ["text"])
+    return [str(row["text"]) for row in rows]
 
 
 def _option(words: str) -> tuple[str, Any]:
@@ -164,3 +170,23 @@ def run_stages(
     if arguments.push_to_hub:
         trainer.push_to_hub(**card)
     return found
+
+
+def predict_labels(trainer: Trainer, task: ClassificationTask, rows: Rows, max_length: int) -> dict[str, float]:
+    """Write `predict_results_<task>.txt`, a line for each row, and return the metrics where rows have labels."""
+    encode = task.encode if task.has_labels(rows) else task.encode_texts
+    tokenizer = cast(PreTrainedTokenizerBase, trainer.processing_class)
+    found = trainer.predict(encode(rows, tokenizer, max_length), metric_key_prefix="eval")
+    decisions = task.decide(task.in_order_of_labels(found.predictions, trainer.model.config))
+    if trainer.is_world_process_zero():
+        lines = [f"{index}\t{task.label_name(decision)}" for index, decision in enumerate(decisions)]
+        path = Path(str(trainer.args.output_dir)) / f"predict_results_{task.name}.txt"
+        path.write_text("\n".join(["index\tprediction", *lines]) + "\n", encoding="utf-8")
+    return found.metrics or {}
+
+
+def write_answers(trainer: Trainer, answers: Mapping[str, str], stage: str) -> None:
+    """Write the answers to each question's id as `<stage>_predictions.json`."""
+    if trainer.is_world_process_zero():
+        path = Path(str(trainer.args.output_dir)) / f"{stage}_predictions.json"
+        path.write_text(json.dumps(answers, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
