@@ -30,7 +30,7 @@ from .structure_hashed import HashEmbedding  # noqa: F401
 from .structure_rotated import RotatedEmbedding  # noqa: F401
 from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
-from .tied import TiedHead
+from .tied import TiedHead, adopt_tied_modules
 from .training_card import CARD_TAG, keep_card_when_training
 
 logger = logging.get_logger(__name__)
@@ -175,6 +175,9 @@ class CompactModelMixin(_NativeModel):
         replica = super()._replicate_for_data_parallel()
         if "forward" in vars(self):
             take_extra_inputs(replica, self.compact_embedding.extra_inputs)
+        # Modules are put into the replica later, and what is tied to the table would read that of the first device.
+        replica._forward_pre_hooks = self._forward_pre_hooks.copy()
+        replica.register_forward_pre_hook(lambda module, _: adopt_tied_modules(self, module))
         return replica
 
     def structure_path(self) -> str:

@@ -74,3 +74,10 @@ class TiedHead(_TiedModule):
         """Return scores (..., V) of hidden states (..., D)."""
         scores = self.table(hidden, project=True)
         return scores if self.bias is None else scores + self.bias
+
+
+def adopt_tied_modules(original: nn.Module, owner: nn.Module) -> None:
+    """Let the copies of `original`'s tied modules that are inside `owner`, a copy of it, read `owner`'s table."""
+    for module in owner.modules():
+        if isinstance(module, _TiedModule) and module.owner is original:
+            object.__setattr__(module, "owner", owner)
