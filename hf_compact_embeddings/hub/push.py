@@ -18,8 +18,7 @@ from transformers.utils import logging
 from ..checkpoints import SENTENCE_FILES, changed_code, load_compact, write_checkpoint
 from ..evaluation.report import Report
 from ..modeling.errors import CheckpointError, CompactConfigError
-from ..modeling.modeling_compact import CompactModelMixin
-from ..modeling.training_card import CARD_TAG
+from ..modeling.modeling_compact import CARD_TAG, CompactModelMixin
 from .card import ANY_REPOSITORY, TaskResult, make_card
 from .commit import Landed, Target, commit_folder
 from .messages import CLIENT_ERRORS

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as transformers_init
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import logging
+from transformers.utils import cached_file, logging
 
 from .architectures import install_structure
 from .auto_classes import auto_map_of, heads_of, native_config_class, primary_auto_class
@@ -31,11 +31,14 @@ from .structure_rotated import RotatedEmbedding  # noqa: F401
 from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead, adopt_tied_modules
-from .training_card import CARD_TAG, keep_card_when_training
 
 logger = logging.get_logger(__name__)
 
 PREFIX = "Compact"
+# What marks a card as that of a compact checkpoint.
+CARD_TAG = "compact-embeddings"
+# Trainer writes its card in the place of README.md; under this name saving keeps the one that was there before.
+KEPT_CARD = "compact_card.md"
 _FETCH_OPTIONS = ("cache_dir", "force_download", "token", "revision", "local_files_only", "subfolder")
 _config_classes: dict[str, type[PreTrainedConfig]] = {}
 _model_classes: dict[str, type[PreTrainedModel]] = {}
@@ -53,6 +56,8 @@ class CompactModelMixin(_NativeModel):
     """What a compact model class adds to its native one; mixed in before it."""
 
     config: Any
+    # The text of the card beside the checkpoint that the model was loaded from.
+    _compact_card: str | None = None
 
     def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
         """Build the native model on the meta device and put the structure in the place of its table."""
@@ -81,7 +86,6 @@ class CompactModelMixin(_NativeModel):
         if structure.extra_inputs:
             take_extra_inputs(self, structure.extra_inputs)
         self.add_model_tags([CARD_TAG, structure.config.method])
-        keep_card_when_training()
         if device.type != "meta":
             self._start_from_random(device)
 
@@ -119,9 +123,11 @@ class CompactModelMixin(_NativeModel):
         """Load as any model does, and refuse a checkpoint whose compact table is missing or does not fit."""
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
-        model._report_changed_code(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        model._report_changed_code(source)
         model._refuse_damaged_table(info)
-        model._refuse_other_tokenizer(args[0] if args else kwargs.get("pretrained_model_name_or_path"), kwargs)
+        model._refuse_other_tokenizer(source, kwargs)
+        model._compact_card = None if source is None else model._card_of(source, kwargs)
         if info["mismatched_keys"] and not ignore_mismatched:
             wrong = ", ".join(
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
@@ -171,6 +177,22 @@ class CompactModelMixin(_NativeModel):
             known = {name: options[name] for name in _FETCH_OPTIONS if name in options}
             self.compact_embedding.check_tokenizer(lambda: get_tokenizer_config(source, **known))
 
+    def _card_of(self, source: object, options: dict[str, Any]) -> str | None:
+        """Return the compact card of a checkpoint, as it was before Trainer wrote its own; None if none is in reach."""
+        for name in (KEPT_CARD, "README.md"):
+            path = cached_file(
+                str(source),
+                name,
+                **{option: options[option] for option in _FETCH_OPTIONS if option in options},
+                _commit_hash=getattr(self.config, "_commit_hash", None),
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+            if path is not None and CARD_TAG in (text := Path(path).read_text(encoding="utf-8", errors="replace")):
+                return text
+        return None
+
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()
         if "forward" in vars(self):
@@ -184,20 +206,27 @@ class CompactModelMixin(_NativeModel):
         """Return the path of the structure among the modules."""
         return next(path for path, module in self.named_modules() if isinstance(module, CompactEmbedding))
 
-    def save_pretrained(self, *args: Any, state_dict: dict[str, Tensor] | None = None, **kwargs: Any) -> None:
-        """Save as any model does, with the table in its storage dtype, and with the code that reads it."""
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save as any model does, with the table in its storage dtype, the code that reads it, and the card it had."""
         structure, path = self.compact_embedding, self.structure_path() + "."
         self.config.compact_embeddings = structure.config.to_dict()
         self.config.auto_map = auto_map_of(type(self.config), PREFIX)
         module_file = getattr(sys.modules[type(self).__module__], "__file__", None)
         self.config.compact_code = None if module_file is None else code_record(shipped_files(module_file))
-        keep_card_when_training()
         state = self.state_dict() if state_dict is None else state_dict
         stored = {
             key: value.to(structure.stored_dtype(key.removeprefix(path))) if key.startswith(path) else value
             for key, value in state.items()
         }
-        super().save_pretrained(*args, state_dict=stored, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, stored, **kwargs)
+        if self._compact_card is not None and is_main_process:
+            (Path(save_directory) / KEPT_CARD).write_text(self._compact_card, encoding="utf-8")
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table; a no-op for the table itself, so that tied modules stay where they are."""
