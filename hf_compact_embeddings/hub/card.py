@@ -259,13 +259,12 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
         return ""
     goal = "against the original" if calibration["teacher"] else "on text alone"
     losses = ", ".join(f"{name} {weight:g}" for name, weight in calibration["losses"].items())
-    every, share = calibration.get("recode_steps"), calibration.get("share")
-    moved = f"; the codes were chosen anew every {every:,} steps" if every else ""
+    share = calibration.get("share")
     kept = "" if share is None else f" Of the way from the fit to there, its values went {share:.0%}."
     return (
         f"After that it was calibrated {goal}: {calibration['steps']:,} steps of {calibration['batch_size']:,} texts, "
         f'`trains="{calibration["trains"]}"`, losses {losses}, learning rates {calibration["learning_rate"]:g} and '
-        f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}{moved}.{kept}"
+        f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}.{kept}"
     )
 
 

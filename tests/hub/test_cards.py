@@ -147,9 +147,7 @@ def test_a_calibrated_model_says_how_it_was_trained() -> None:
     assert "calibrated against the original: 1,500 steps of 64 texts" in text
     assert '`trains="all"`, losses states 1, sentence 0.5, learning rates 0.0001 and 0.01 (table), seed 3.' in text
     assert "were trained with the table" in text and "copied from the original" not in text
-    assert "codes were chosen anew" not in text
-    note |= {"teacher": False, "trains": "tables", "recode_steps": 200}
-    assert "seed 3; the codes were chosen anew every 200 steps." in make_card(compact).text
+    note |= {"teacher": False, "trains": "tables"}
     assert "Of the way" not in make_card(compact).text
     note["share"] = 0.25
     assert "Of the way from the fit to there, its values went 25%." in make_card(compact).text
