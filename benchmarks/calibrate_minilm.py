@@ -74,9 +74,8 @@ def parse() -> argparse.Namespace:
         nargs="*",
         type=float,
         default=[0.25, 0.5, 0.75, 1.0],
-        help="of the way from the fit to a checkpoint, to choose among; none with codes that move",
+        help="of the way from the fit to a checkpoint, to choose among",
     )
-    parser.add_argument("--recode-steps", type=int, help="choose the codes anew every so many steps")
     parser.add_argument("--max-length", type=int, default=48)
     parser.add_argument("--eval-steps", type=int, default=250)
     parser.add_argument("--threads", type=int, default=1)
@@ -194,7 +193,7 @@ def main() -> None:
     fit, best = (load_compact(work / name).to(PLACE) for name in ("fit", "best"))
     models = {"dense": dense.to(PLACE), "after_fit": fit, "after_calibration": best}
     shares: dict[str, float] = {}
-    if options.shares and not options.recode_steps:
+    if options.shares:
         chosen, shares = part_of_the_way(fit, work, options.shares, tokenizer, validation)
         chosen.save_pretrained(work / "chosen")
         tokenizer.save_pretrained(work / "chosen")
@@ -267,7 +266,6 @@ def train(
         losses=options.losses,
         max_length=options.max_length,
         table_learning_rate=options.table_learning_rate,
-        recode_steps=options.recode_steps,
         callbacks=[selection],
         resume_from_checkpoint=True,
         args={

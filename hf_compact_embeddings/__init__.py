@@ -60,6 +60,8 @@ __all__ = [
 _METHOD_CONFIGS = {method.structure.options_class.__name__: method.structure.options_class for method in registered_methods()}
 # What is imported from `training` when it is asked for.
 _TRAINING = ("CalibrationError", "calibrate")
+# Needs Trainer, which takes seconds to import.
+_CALLBACK = "KeepCompactCard"
 
 
 def __getattr__(name: str) -> Any:
@@ -67,10 +69,14 @@ def __getattr__(name: str) -> Any:
         return _METHOD_CONFIGS[name]
     if name in _TRAINING:
         return getattr(training, name)
+    if name == _CALLBACK:
+        from .hub.training_card import KeepCompactCard
+
+        return KeepCompactCard
     if name.startswith(modeling_compact.PREFIX):
         return getattr(modeling_compact, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_METHOD_CONFIGS, *_TRAINING, *registration.compact_class_names()})
+    return sorted({*globals(), *_METHOD_CONFIGS, *_TRAINING, _CALLBACK, *registration.compact_class_names()})

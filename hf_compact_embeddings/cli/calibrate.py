@@ -41,9 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--table-learning-rate", type=float, default=0.02, help="of the table, as a share of its values' size"
     )
-    parser.add_argument(
-        "--recode-steps", type=int, metavar="N", help="choose the codes anew every N steps; by default they stay"
-    )
     parser.add_argument("--max-length", type=int, default=128, help="of a text in tokens")
     parser.add_argument("--cache", metavar="DIR", help="keep the teacher's outputs there")
     parser.add_argument("--work", metavar="DIR", help="keep checkpoints there, and go on from the newest one")
@@ -100,7 +97,6 @@ def run(options: argparse.Namespace) -> Outcome:
             losses=losses,
             trains=options.trains,
             table_learning_rate=options.table_learning_rate,
-            recode_steps=options.recode_steps,
             max_length=options.max_length,
             cache=options.cache,
             resume_from_checkpoint=options.work is not None and Path(options.work).is_dir(),

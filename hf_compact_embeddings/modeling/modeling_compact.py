@@ -28,8 +28,10 @@ from .structure_hash import HashEmbedding  # noqa: F401
 from .structure_rotated import RotatedEmbedding  # noqa: F401
 from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
-from .tied import TiedHead
+from .tied import TiedHead, adopt_tied_modules
 from .transformers_internals import (
+    cached_file_or_none,
+    commit_of,
     mark_as_initialized,
     meta_device_safe_creation_ops,
     registered_model_class,
@@ -41,6 +43,9 @@ logger = logging.get_logger(__name__)
 PREFIX = "Compact"
 # What tells a compact model: in cards, and among the tags of its repository.
 CARD_TAG = "compact-embeddings"
+# Trainer writes its card in the place of README.md; under this name saving keeps the one that was there before.
+KEPT_CARD = "compact_card.md"
+_FETCH_OPTIONS = ("cache_dir", "force_download", "token", "revision", "local_files_only", "subfolder")
 _config_classes: dict[str, type[PreTrainedConfig]] = {}
 _model_classes: dict[str, type[PreTrainedModel]] = {}
 
@@ -57,6 +62,8 @@ class CompactModelMixin(_NativeModel):
     """What a compact model class adds to its native one; mixed in before it."""
 
     config: Any
+    # The text of the card beside the checkpoint that the model was loaded from.
+    _compact_card: str | None = None
 
     def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
         """Build the native model on the meta device and put structures in the place of its tables."""
@@ -130,7 +137,9 @@ class CompactModelMixin(_NativeModel):
         """Load as any model does, and refuse a checkpoint whose compact table is missing or does not fit."""
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
-        model._report_changed_code(args[0] if args else kwargs.get("pretrained_model_name_or_path"))
+        source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        model._report_changed_code(source)
+        model._compact_card = None if source is None else model._card_of(source, kwargs)
         for path, structure in model.compact_tables.items():
             model._refuse_damaged_table(path, structure, info)
         if info["mismatched_keys"] and not ignore_mismatched:
@@ -176,11 +185,23 @@ class CompactModelMixin(_NativeModel):
         if structure.device.type != "meta":
             structure.check_values()
 
+    def _card_of(self, source: object, options: dict[str, Any]) -> str | None:
+        """Return the compact card of a checkpoint, as it was before Trainer wrote its own; None if none is in reach."""
+        known = {option: options[option] for option in _FETCH_OPTIONS if option in options}
+        for name in (KEPT_CARD, "README.md"):
+            path = cached_file_or_none(str(source), name, **known, _commit_hash=commit_of(self.config))
+            if path is not None and CARD_TAG in (text := Path(path).read_text(encoding="utf-8", errors="replace")):
+                return text
+        return None
+
     def _replicate_for_data_parallel(self) -> Any:
         replica = super()._replicate_for_data_parallel()
         if "forward" in vars(self):
             for structure in self.compact_tables.values():
                 structure.attach(replica)
+        # Modules are put into the replica later, and what is tied to the table would read that of the first device.
+        replica._forward_pre_hooks = self._forward_pre_hooks.copy()
+        replica.register_forward_pre_hook(lambda module, _: adopt_tied_modules(self, module))
         return replica
 
     @classmethod
@@ -194,7 +215,7 @@ class CompactModelMixin(_NativeModel):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save as any model does, with the tables in their storage dtypes, and with the code that reads them."""
+        """Save as any model does, with the tables in their storage dtypes, the code that reads them, and the card."""
         self._store_tables()
         tables = {f"{path}.": table for path, table in self.compact_tables.items()}
         stored = dict(self.state_dict() if state_dict is None else state_dict)
@@ -203,6 +224,8 @@ class CompactModelMixin(_NativeModel):
                 stored[key] = stored[key].to(table.stored_dtype(key.removeprefix(prefix)))
         # The configuration writes the code.
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=stored, **kwargs)
+        if self._compact_card is not None and is_main_process:
+            (Path(save_directory) / KEPT_CARD).write_text(self._compact_card, encoding="utf-8")
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table; a no-op for the table itself, so that tied modules stay where they are."""

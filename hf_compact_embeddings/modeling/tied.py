@@ -83,6 +83,13 @@ class TiedHead(_TiedModule):
         return scores if self.bias is None else scores + self.bias
 
 
+def adopt_tied_modules(original: nn.Module, owner: nn.Module) -> None:
+    """Let the copies of `original`'s tied modules that are inside `owner`, a copy of it, read `owner`'s table."""
+    for module in owner.modules():
+        if isinstance(module, _TiedModule) and module.owner is original:
+            object.__setattr__(module, "owner", owner)
+
+
 class TableOutline(Tensor):
     """A table without values. Code that asks what it is gets an answer; code that computes with it gets an error.
 

@@ -9,7 +9,7 @@ from typing import Any
 _MODULES = {
     "CalibrationError": "trainer",
     "DataCollatorForTokenManipulation": "token_manipulation",
-    "blend": "blending",
+    "blend": "calibration",
     "calibrate": "calibration",
     "encoder_of": "token_manipulation",
     "packed_rows": "token_manipulation",

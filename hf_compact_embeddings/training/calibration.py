@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from transformers.utils import logging
 
 from ..checkpoints import load_tokenizer
 from ..model_outputs import is_masked_lm
-from ..modeling.errors import CompactConfigError
+from ..modeling.errors import CompactConfigError, config_error
 from ..modeling.modeling_compact import CompactModelMixin, native_model_class
 from .losses import choose_losses, predicts, run
 from .matching import fingerprint, require_match, require_same_tokens
-from .moving_codes import MovingCodes
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch
 from .teacher_cache import TeacherCache, is_cache, write_cache
 from .texts import HubTexts, read_texts
@@ -42,7 +41,6 @@ def calibrate(
     losses: Mapping[str, float] | None = None,
     trains: str = "tables",
     table_learning_rate: float = 0.02,
-    recode_steps: int | None = None,
     max_length: int = 128,
     predicted_share: float | None = None,
     cache: str | Path | None = None,
@@ -54,81 +52,56 @@ def calibrate(
 
     Args:
         compact: the model.
-        texts: strings, pairs of strings that the model reads together, rows with a column `text`, a file (a text a
-            line, or JSON lines), the name of a data set of the Hub (streamed), or what `read_texts` gives. Not read
-            where `cache` is complete.
+        texts: what `read_texts` takes, with pairs where the model reads two together; not read if `cache` is complete.
         tokenizer: of both models.
-        teacher: the original, or its Hub id or folder. Without it the text itself is the goal ("labels").
-        args: a `TrainingArguments`, or a dictionary of its fields. Without `output_dir` the work is done in a
-            temporary folder; with one, checkpoints and the final model stay there.
-        losses: weights of "states" or "all_states" (hidden states), "sentence" (mean-pooled vectors), "relations"
-            (cosines among the sentences of a batch), "logits" (divergence at the predicted tokens) and "labels" (the
-            tokens themselves). By default what suits the model: logits and states for a language model; states,
-            sentence and relations for any other.
+        teacher: the original, or its Hub id or folder; without it the text itself is the goal ("labels").
+        args: `TrainingArguments`, or a dictionary of its fields; what is saved stays in its `output_dir`, if given.
+        losses: weights by name, as `choose_losses` explains them; by default what suits the model.
         trains: "tables"; "tables+norm", with the normalisation that reads the table; or "all".
-        table_learning_rate: of the compact table, as a share of the root mean square of each of its tensors.
-            `args.learning_rate` is for everything else.
-        recode_steps: choose the codes anew every so many steps and at the end, as near as they come to rows that are
-            trained beside them at the rate of the table; None: they stay. `MovingCodes` says what it costs.
-        max_length: of a text in tokens, at most what the tokenizer allows. Where tokens are predicted, texts are
-            joined and cut to exactly this.
+        table_learning_rate: as a share of the root mean square of each tensor of the table; `args` has all others'.
+        max_length: of a text in tokens. Where tokens are predicted, texts are joined and cut to exactly this.
         predicted_share: of the tokens that are predicted; by default 0.15 behind a mask, and all that come next.
         cache: folder for the teacher's outputs: written if it is not there, then read, also by later calls.
         eval_texts: held-out texts, for `args.eval_strategy` and `load_best_model_at_end`.
         callbacks: of Trainer.
         resume_from_checkpoint: True for the newest whole checkpoint in `output_dir`, if there is one; or its path.
     """
-    if not isinstance(compact, CompactModelMixin):
-        raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
-    if trains not in TRAINS:
-        raise CompactConfigError(f"`trains` is {trains!r}, but allowed are {', '.join(map(repr, TRAINS))}.")
-    with _arguments(args, streamed=isinstance(texts, HubTexts)) as arguments:
-        if isinstance(teacher, str | Path):
-            require_same_tokens(tokenizer, load_tokenizer(teacher), str(teacher))
-            teacher = native_model_class(type(compact)).from_pretrained(teacher)
-        ready = cache is not None and is_cache(cache)
-        weights = choose_losses(compact, teacher is not None or ready, losses)
-        require_match(compact, teacher, tokenizer, weights)
-        moving = None if recode_steps is None else MovingCodes(compact, teacher, recode_steps, table_learning_rate)
-        encoder = _encoder(compact, tokenizer, weights, max_length, predicted_share, arguments.seed)
+    _require_compact(compact, trains)
+    with _arguments(args) as arguments:
+        teacher = _loaded(teacher, compact, tokenizer)
         collator = Collator(tokenizer)
-        rows = _rows(texts, encoder, teacher, collator, weights, cache, arguments)
-        if eval_texts is not None and teacher is None and set(weights) != {"labels"}:
-            raise CompactConfigError("`teacher` is missing: `cache` holds nothing about `eval_texts`.")
-        held_out = None if eval_texts is None else HeldRows(encoder.rows(read_texts(eval_texts)))
-        watching = nullcontext() if moving is None else moving.watching()
-        if isinstance(rows, StreamedRows):
-            # Rows and places differ in number, so that no process can cut a batch up for the others.
-            arguments.accelerator_config = copy.copy(arguments.accelerator_config)
-            arguments.accelerator_config.dispatch_batches = False
-        with _trainable(compact, trains, collator, rows, arguments), watching:
-            trainer = CalibrationTrainer(
-                model=compact,
-                args=arguments,
-                train_dataset=rows,
-                eval_dataset=held_out,
-                data_collator=collator,
-                processing_class=tokenizer,
-                callbacks=[*([] if moving is None else [moving]), *callbacks],
-                losses=weights,
-                teacher=None if isinstance(rows, TeacherCache) and held_out is None else teacher,
-                table_learning_rate=table_learning_rate,
-                moving=moving,
-            )
+        weights = choose_losses(compact, teacher is not None or is_cache(cache), losses)
+        require_match(compact, teacher, tokenizer, weights)
+        encoder = _encoder(compact, tokenizer, weights, max_length, predicted_share, arguments.seed)
+        rows = _rows(texts, encoder, teacher, weights, cache, arguments)
+        held_out = _held_out(eval_texts, encoder, teacher, weights)
+        with _trainable(compact, trains, collator, rows, arguments):
+            # A cache holds what the teacher said about the texts to train on, and about no others.
+            asked = None if isinstance(rows, TeacherCache) and held_out is None else teacher
+            own: dict[str, Any] = {"losses": weights, "teacher": asked, "table_learning_rate": table_learning_rate}
+            own["callbacks"] = list(callbacks)
+            trainer = CalibrationTrainer(compact, arguments, collator, rows, held_out, tokenizer, **own)
             _train(trainer, resume_from_checkpoint)
         compact.compact_embedding.round_to_storage()
-        _note(compact, teacher, weights, trains, trainer)
-        if "output_dir" in (args if isinstance(args, Mapping) else {"output_dir"}):
+        _note(trainer, teacher, trains)
+        if isinstance(args, TrainingArguments) or "output_dir" in (args or {}):
             trainer.save_model(arguments.output_dir)
     return compact
 
 
+def _require_compact(compact: PreTrainedModel, trains: str) -> None:
+    if not isinstance(compact, CompactModelMixin):
+        raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
+    if trains not in TRAINS:
+        raise CompactConfigError(f"`trains` is {trains!r}, but allowed are {', '.join(map(repr, TRAINS))}.")
+
+
 @contextmanager
-def _arguments(args: TrainingArguments | Mapping[str, Any] | None, streamed: bool) -> Iterator[TrainingArguments]:
+def _arguments(args: TrainingArguments | Mapping[str, Any] | None) -> Iterator[TrainingArguments]:
     """Give the arguments of Trainer, with a temporary folder if they name none."""
     with tempfile.TemporaryDirectory(prefix="calibration-") as scratch:
         if isinstance(args, TrainingArguments):
-            # Two fields change below.
+            # Fields of it change below.
             arguments = copy.copy(args)
         else:
             given = dict(args or {})
@@ -139,15 +112,28 @@ def _arguments(args: TrainingArguments | Mapping[str, Any] | None, streamed: boo
                 arguments = TrainingArguments(**fields)
             except (TypeError, ValueError) as error:
                 raise CompactConfigError(f"`args` is not accepted by TrainingArguments: {error}") from error
-        if streamed and arguments.max_steps <= 0:
-            raise CompactConfigError("`args` has no `max_steps`, which texts that are streamed need.")
+        if arguments.push_to_hub:
+            raise CompactConfigError(
+                "`args` has `push_to_hub`, but Trainer would send pickles, and a card that says nothing of the table: "
+                "call `hf_compact_embeddings.push_to_hub()` afterwards."
+            )
         if arguments.n_gpu > 1:
             raise CompactConfigError(
                 f"One process sees {arguments.n_gpu} GPUs: start one process for each, with `accelerate launch`."
             )
-        # Rows hold more than `forward` takes: places, labels, and the teacher's outputs.
+        # Rows hold more than `forward` takes: positions, labels, and the teacher's outputs.
         arguments.remove_unused_columns = False
         yield arguments
+
+
+def _loaded(
+    teacher: PreTrainedModel | str | Path | None, compact: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel | None:
+    """Return the teacher, read from its Hub id or folder if it was given by that."""
+    if not isinstance(teacher, str | Path):
+        return teacher
+    require_same_tokens(tokenizer, load_tokenizer(teacher), str(teacher))
+    return native_model_class(type(compact)).from_pretrained(teacher)
 
 
 def _encoder(
@@ -171,21 +157,35 @@ def _rows(
     texts: Any,
     encoder: Encoder,
     teacher: PreTrainedModel | None,
-    collator: Collator,
     losses: Mapping[str, float],
     cache: str | Path | None,
     arguments: TrainingArguments,
 ) -> HeldRows | StreamedRows | TeacherCache:
     """Return the rows to train on: from the cache where there is one to read or to write."""
-    if texts is None and (cache is None or not is_cache(cache)):
+    if texts is None and not is_cache(cache):
         raise CompactConfigError("`texts` is missing.")
-    if cache is None:
-        source = read_texts(texts)
-        if not isinstance(source, HubTexts):
-            return HeldRows(encoder.rows(source))
-        if arguments.max_steps <= 0:
-            raise CompactConfigError("`args` has no `max_steps`, which texts that are streamed need.")
-        return StreamedRows(encoder, source)
+    if cache is not None:
+        return _cached_rows(texts, encoder, teacher, losses, cache, arguments)
+    source = read_texts(texts)
+    if not isinstance(source, HubTexts):
+        return HeldRows(encoder.rows(source))
+    if arguments.max_steps <= 0:
+        raise CompactConfigError("`args` has no `max_steps`, which texts that are streamed need.")
+    # Rows and predicted positions differ in number, so that no process can cut a batch up for the others.
+    arguments.accelerator_config = copy.copy(arguments.accelerator_config)
+    arguments.accelerator_config.dispatch_batches = False
+    return StreamedRows(encoder, source)
+
+
+def _cached_rows(
+    texts: Any,
+    encoder: Encoder,
+    teacher: PreTrainedModel | None,
+    losses: Mapping[str, float],
+    cache: str | Path,
+    arguments: TrainingArguments,
+) -> TeacherCache:
+    """Return the rows of a cache, for which the teacher is asked first if that was not done yet."""
     if "all_states" in losses:
         raise CompactConfigError("`cache` keeps final states only, but `losses` names all_states.")
     recipe: dict[str, Any] = {
@@ -203,10 +203,20 @@ def _rows(
             raise CompactConfigError("`teacher` is missing: `cache` is empty, and the teacher has to fill it.")
         with arguments.main_process_first(desc="asking the teacher"):
             if not is_cache(cache):
-                asked = teacher.to(arguments.device)
-                rows = encoder.rows(read_texts(texts))
+                asked, rows = teacher.to(arguments.device), encoder.rows(read_texts(texts))
+                collator = Collator(encoder.tokenizer)
                 write_cache(cache, rows, asked, collator, losses, recipe, arguments.per_device_eval_batch_size)
     return TeacherCache(cache, recipe)
+
+
+def _held_out(
+    texts: Any, encoder: Encoder, teacher: PreTrainedModel | None, losses: Mapping[str, float]
+) -> HeldRows | None:
+    if texts is None:
+        return None
+    if teacher is None and set(losses) != {"labels"}:
+        raise CompactConfigError("`teacher` is missing: `cache` holds nothing about `eval_texts`.")
+    return HeldRows(encoder.rows(read_texts(texts)))
 
 
 @contextmanager
@@ -241,10 +251,10 @@ def _first_norm(compact: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> 
         for module in compact.modules()
         if type(module).__name__.endswith("Norm") and any(True for _ in module.parameters(recurse=False))
     ]
-    inputs, places, _, _ = split_batch({name: value.to(compact.device) for name, value in batch.items()})
+    inputs, positions, _, _ = split_batch({name: value.to(compact.device) for name, value in batch.items()})
     try:
         with torch.no_grad():
-            run(compact, compact, inputs, places)
+            run(compact, compact, inputs, positions)
     finally:
         for handle in handles:
             handle.remove()
@@ -263,8 +273,8 @@ def _train(trainer: CalibrationTrainer, resume: bool | str | Path | None) -> Non
         resume = str(resume)
         if not Path(resume).is_dir():
             raise CompactConfigError(f"`resume_from_checkpoint` {resume!r} is no folder.")
-    compact = trainer.compact
-    start = {name: value.detach().cpu().clone() for name, value in _values(compact)}
+    trained = {name: value for name, value in trainer.compact.named_parameters() if value.requires_grad}
+    start = {name: value.detach().cpu().clone() for name, value in trained.items()}
     known = {path.name for path in Path(folder).glob("checkpoint-*")}
     try:
         trainer.train(resume_from_checkpoint=str(resume) if resume else None)
@@ -273,40 +283,58 @@ def _train(trainer: CalibrationTrainer, resume: bool | str | Path | None) -> Non
         good = last_checkpoint(folder)
         if good is None or (good.name in known and str(good) != resume):
             with torch.no_grad():
-                for name, value in _values(compact):
+                for name, value in trained.items():
                     value.copy_(start[name])
             raise CalibrationError(f"{error} `compact` has the values again that it had before.") from error
         trainer._load_from_checkpoint(str(good))
         raise CalibrationError(f"{error} `compact` has the values of {good.name} again.") from error
 
 
-def _values(compact: PreTrainedModel) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield what calibration may change: what trains, and the codes."""
-    yield from ((name, value) for name, value in compact.named_parameters() if value.requires_grad)
-    yield from compact.compact_embedding.named_buffers()
-
-
-def _note(
-    compact: PreTrainedModel,
-    teacher: PreTrainedModel | None,
-    losses: Mapping[str, float],
-    trains: str,
-    trainer: CalibrationTrainer,
-) -> None:
+def _note(trainer: CalibrationTrainer, teacher: PreTrainedModel | None, trains: str) -> None:
     """Keep in the configuration that the values are no longer those that the fit gave."""
-    if not compact.config.compact_source:
+    config, arguments = trainer.compact.config, trainer.args
+    if not config.compact_source:
         return  # Trained from scratch: there is no fit to tell it from.
-    source = dict(compact.config.compact_source)
-    arguments = trainer.args
-    source["calibration"] = {
+    noted = {
         "teacher": teacher is not None or isinstance(trainer.train_dataset, TeacherCache),
-        "losses": dict(losses),
+        "losses": dict(trainer.losses),
         "trains": trains,
         "steps": trainer.state.global_step,
         "batch_size": arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size,
         "learning_rate": arguments.learning_rate,
         "table_learning_rate": trainer.table_learning_rate,
-        **({} if trainer.moving is None else {"recode_steps": trainer.moving.every}),
         "seed": arguments.seed,
     }
-    compact.config.compact_source = source
+    config.compact_source = dict(config.compact_source) | {"calibration": noted}
+
+
+@torch.no_grad()
+def blend(start: PreTrainedModel, end: PreTrainedModel, share: float) -> PreTrainedModel:
+    """Return a copy of `start` whose values went that share of the way to those of `end` (Wortsman et al., 2022).
+
+    Calibration on text unlike what the model will read makes it better on the former and may make it worse on the
+    latter. Half way there is often better on both; held-out data of the own task says where to stop.
+
+    Args:
+        start: a compact model, as it was before training.
+        end: the same model after training, with the same codes.
+        share: from 0 (start) to 1 (end).
+    """
+    if not 0.0 <= share <= 1.0:
+        raise config_error("share", share, "it is from 0 to 1")
+    values, others = dict(start.named_parameters()), dict(end.named_parameters())
+    if values.keys() != others.keys() or any(value.shape != others[name].shape for name, value in values.items()):
+        raise CompactConfigError("`start` and `end` are not the same model: their parameters differ in name or shape.")
+    codes, other_codes = dict(start.named_buffers()), dict(end.named_buffers())
+    if codes.keys() != other_codes.keys() or any(
+        not torch.equal(codes[name], other_codes[name].to(codes[name].device)) for name in codes
+    ):
+        raise CompactConfigError("`start` and `end` have different codes, between which there is nothing.")
+    result = copy.deepcopy(start)
+    for name, value in result.named_parameters():
+        value.lerp_(others[name].to(value), share)
+    result.config = copy.deepcopy(end.config)
+    if noted := (result.config.compact_source or {}).get("calibration"):
+        # Cards say how far the values went.
+        noted["share"] = share * noted.get("share", 1.0)
+    return result

@@ -59,7 +59,10 @@ def choose_losses(compact: PreTrainedModel, teacher: bool, losses: Mapping[str, 
     Args:
         compact: the model to train.
         teacher: whether there is a teacher.
-        losses: weights by name.
+        losses: weights of "states" or "all_states" (hidden states), "sentence" (mean-pooled vectors), "relations"
+            (cosines among the sentences of a batch), "logits" (divergence at the predicted tokens) and "labels" (the
+            tokens themselves). By default logits and states for a language model; states, sentence and relations for
+            any other.
     """
     scores_tokens = is_masked_lm(compact) or is_causal_lm(compact)
     if losses is None:

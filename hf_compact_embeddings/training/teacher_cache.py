@@ -58,8 +58,8 @@ def write_cache(
         with tqdm(desc="Asking the teacher", unit="text", leave=False, delay=1.0) as progress:
             while shard := list(islice(iterator, _ROWS_PER_SHARD)):
                 for chosen in _batches(shard, batch_size):
-                    told = _ask([shard[index] for index in chosen], teacher, collator, losses)
-                    for index, row in zip(chosen, told, strict=True):
+                    answered = _ask([shard[index] for index in chosen], teacher, collator, losses)
+                    for index, row in zip(chosen, answered, strict=True):
                         shard[index] = row
                     progress.update(len(chosen))
                 _write_shard(path / _shard_name(len(counts)), shard)
@@ -75,9 +75,9 @@ def write_cache(
     return path
 
 
-def is_cache(folder: str | Path) -> bool:
-    """Tell whether a folder holds a cache that was written to its end."""
-    return (Path(folder) / _MANIFEST).is_file()
+def is_cache(folder: str | Path | None) -> bool:
+    """Tell whether there is a folder with a cache that was written to its end."""
+    return folder is not None and (Path(folder) / _MANIFEST).is_file()
 
 
 class TeacherCache(Dataset):
@@ -118,10 +118,10 @@ class TeacherCache(Dataset):
             raise IndexError(f"row {index} of {len(self)}")
         index %= len(self)
         shard = bisect_right(self.ends, index)
-        place = index - (self.ends[shard - 1] if shard else 0)
+        row = index - (self.ends[shard - 1] if shard else 0)
         if shard not in self._open:
             self._open[shard] = safe_open(self.folder / _shard_name(shard), framework="pt")
-        return _read_row(self._open[shard], place)
+        return _read_row(self._open[shard], row)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave open files behind when a worker process takes a copy."""
@@ -133,7 +133,7 @@ def _shard_name(number: int) -> str:
 
 
 def _batches(rows: list[Row], size: int) -> Iterator[list[int]]:
-    """Yield the places of rows that go together: of a length, so that little is padded."""
+    """Yield the indices of rows that go together: of a length, so that little is padded."""
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]["input_ids"]))
     return (order[start : start + size] for start in range(0, len(order), size))
 
@@ -145,18 +145,18 @@ def _ask(rows: list[Row], teacher: PreTrainedModel, collator: Collator, losses: 
     inputs, places, _, _ = split_batch(batch)
     mask = inputs["attention_mask"]
     target = target_of(run(teacher, teacher, inputs, places if predicts(losses) else None), mask, losses)
-    told: list[Row] = [dict(row) for row in rows]
+    answered: list[Row] = [dict(row) for row in rows]
     if target.layers is not None:
         states = target.layers[-1][mask.bool()].half().cpu()
-        _put(told, "teacher_states", states.split([len(row["input_ids"]) for row in rows]))
+        _put(answered, "teacher_states", states.split([len(row["input_ids"]) for row in rows]))
     if target.sentence is not None:
-        _put(told, "teacher_sentence", target.sentence.cpu())
+        _put(answered, "teacher_sentence", target.sentence.cpu())
     if target.logits is not None:
         best = target.logits.float().log_softmax(-1).topk(min(_BEST_TOKENS, target.logits.shape[-1]))
         counts = [int(row["positions"].sum()) for row in rows]
-        _put(told, "teacher_best_ids", best.indices.cpu().split(counts))
-        _put(told, "teacher_best_scores", best.values.half().cpu().split(counts))
-    return told
+        _put(answered, "teacher_best_ids", best.indices.cpu().split(counts))
+        _put(answered, "teacher_best_scores", best.values.half().cpu().split(counts))
+    return answered
 
 
 def _put(rows: list[Row], name: str, values: Iterable[Tensor]) -> None:
@@ -179,16 +179,16 @@ def _write_shard(path: Path, rows: list[Row]) -> None:
     draft.rename(path)
 
 
-def _read_row(shard: Any, place: int) -> Row:
+def _read_row(shard: Any, index: int) -> Row:
     row: Row = {}
     names = set(shard.keys())
     for name in names:
         if name.endswith(".ends"):
             continue
         if f"{name}.ends" not in names:
-            row[name] = shard.get_slice(name)[place]
+            row[name] = shard.get_slice(name)[index]
             continue
         ends = shard.get_slice(f"{name}.ends")
-        start = int(ends[place - 1 : place][0]) if place else 0
-        row[name] = shard.get_slice(name)[start : int(ends[place : place + 1][0])]
+        start = int(ends[index - 1 : index][0]) if index else 0
+        row[name] = shard.get_slice(name)[start : int(ends[index : index + 1][0])]
     return row

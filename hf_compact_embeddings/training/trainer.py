@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerState
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..finetuning.trainer import MeanLossTrainer
-from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
+from ..modeling.errors import CompactEmbeddingsError
 from ..modeling.transformers_internals import checkpoint_function, set_checkpoint_function
 from .losses import Outputs, Target, predicts, run, target_of, total_loss
-from .moving_codes import MovingCodes
 from .rows import split_batch
 
 # The table's floats as they are in training: the model file beside it holds them rounded to `storage_dtype`.
@@ -41,7 +41,6 @@ class CalibrationTrainer(MeanLossTrainer):
         losses: Mapping[str, float],
         teacher: PreTrainedModel | None,
         table_learning_rate: float,
-        moving: MovingCodes | None = None,
         **options: Any,
     ) -> None:
         """Take what Trainer takes, and beside it what calibration needs.
@@ -52,16 +51,9 @@ class CalibrationTrainer(MeanLossTrainer):
             teacher: the original; None where the rows hold its outputs, or nothing is compared.
             table_learning_rate: of the compact table, as a share of the root mean square of each of its tensors;
                 `args.learning_rate` is for everything else.
-            moving: chooses codes anew, and is among the callbacks.
             options: of Trainer.
         """
         super().__init__(*arguments, **options)
-        if moving is not None and (self.is_fsdp_enabled or self.is_deepspeed_enabled or self.args.torch_compile):
-            raise CompactConfigError(
-                "`recode_steps` needs the whole table in each process, and a model that is not compiled: it cannot be "
-                "used with FSDP, DeepSpeed or `torch_compile`."
-            )
-        self.moving = moving
         self.losses = losses
         self.teacher = None if teacher is None else teacher.to(self.args.device).eval()
         self.table_learning_rate = table_learning_rate
@@ -134,8 +126,6 @@ class CalibrationTrainer(MeanLossTrainer):
         if "loss" in logs and self._count:
             logs |= {f"loss_{name}": round(float(total) / self._count, 6) for name, total in self._logged.items()}
             self._logged, self._count = {}, 0
-        if "loss" in logs and self.moving is not None:
-            logs |= self.moving.news()
         super().log(logs, start_time)
 
     def prediction_step(
@@ -179,6 +169,9 @@ class CalibrationTrainer(MeanLossTrainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            # A pickle, which nothing reads and nobody should be sent.
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             prefix = self.compact.structure_path() + "."
             state = self.compact.state_dict() if state_dict is None else state_dict
@@ -188,15 +181,11 @@ class CalibrationTrainer(MeanLossTrainer):
                 if name.startswith(prefix) and tensor.is_floating_point()
             }
             save_file(exact, folder / EXACT_TABLE)
-            if self.moving is not None:
-                self.moving.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         if not self.is_fsdp_enabled:
             load_exact_table(self.compact, resume_from_checkpoint)
-        if self.moving is not None:
-            self.moving.load(Path(resume_from_checkpoint))
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         self.require_finite_values()

@@ -203,10 +203,9 @@ def folders(tmp_path: Path) -> Path:
 def test_the_verbs(folders: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["--teacher", folders / "teacher", "--texts", folders / "texts.txt", "--output", folders / "out"]
     words += ["--steps", 2, "--batch-size", 4, "--max-length", 16, "--loss", "states=2", "--set", "use_cpu=true"]
-    words += ["--recode-steps", 1]
     assert main(["calibrate", str(folders / "compact"), *map(str, words), "--json"]) == 0
     noted = json.loads(capsys.readouterr().out)
-    assert noted["steps"] == 2 and noted["losses"] == {"states": 2.0} and noted["recode_steps"] == 1
+    assert noted["steps"] == 2 and noted["losses"] == {"states": 2.0}
     words = ["--against", folders / "teacher", "--task", "perplexity", "--data", folders / "texts.txt"]
     assert main(["evaluate", str(folders / "out"), *map(str, words), "--json"]) == 0
     assert "perplexity" in json.loads(capsys.readouterr().out)["metrics"]

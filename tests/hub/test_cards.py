@@ -18,7 +18,8 @@ import hf_compact_embeddings as hce
 from hf_compact_embeddings.checkpoints import write_checkpoint
 from hf_compact_embeddings.cli.main import build_parser, main
 from hf_compact_embeddings.hub import TaskResult, make_card, write_card
-from hf_compact_embeddings.modeling.training_card import merged_card
+from hf_compact_embeddings.hub.training_card import KeepCompactCard, complete_card, merged_card
+from hf_compact_embeddings.modeling.modeling_compact import KEPT_CARD
 from hf_compact_embeddings.version import __version__
 
 from ..tiny_models import tiny_model
@@ -228,11 +229,52 @@ def saved(tmp_path: Path) -> Path:
     return folder
 
 
-def test_training_in_another_folder_and_in_the_same(saved: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("same", [False, True], ids=["another-folder", "the-same-folder"])
+def test_plain_trainer_loses_no_card(same: bool, saved: Path, tmp_path: Path) -> None:
+    before = (saved / "README.md").read_text()
+    folder = saved if same else tmp_path / "tuned"
+    trainer = trainer_of(folder, type(compact_model()).from_pretrained(saved))
+    trainer.train()
+    # As `trainer.push_to_hub()` does, in this order.
+    trainer.save_model()
+    trainer.create_model_card(tags="compact-embeddings")
+    assert (folder / KEPT_CARD).read_text() == before
+    assert f"# {folder.name}" in (folder / "README.md").read_text()
+    # The next to train it, or to push it, knows both.
+    tuned = type(compact_model()).from_pretrained(folder)
+    tuned.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / KEPT_CARD).read_text() == before
+    for _ in range(2):
+        complete_card(folder)
+        card = ModelCard.load(folder / "README.md")
+        assert card.text.startswith(ModelCard(before).text.rstrip())
+        assert re.findall(r"^## Fine-tuning: (.*)$", card.text, flags=re.MULTILINE) == [folder.name]
+        assert not (folder / KEPT_CARD).exists()
+
+
+def test_a_card_that_is_not_trainers_stays(saved: Path) -> None:
+    type(compact_model()).from_pretrained(saved).save_pretrained(saved)
+    before = (saved / "README.md").read_text()
+    assert (saved / KEPT_CARD).read_text() == before
+    complete_card(saved)
+    assert (saved / "README.md").read_text() == before and not (saved / KEPT_CARD).exists()
+
+
+def test_a_model_that_was_just_compressed_has_no_card(tmp_path: Path) -> None:
+    dense = tmp_path / "dense"
+    dense_model().save_pretrained(dense)
+    (dense / "README.md").write_text(BASE_CARD + "\nlike compact-embeddings\n")
+    hce.compress(BertForMaskedLM.from_pretrained(dense), "subspace", **OPTIONS).save_pretrained(tmp_path / "compact")
+    assert not (tmp_path / "compact" / KEPT_CARD).exists()
+
+
+def test_the_callback_in_another_folder_and_in_the_same(saved: Path, tmp_path: Path) -> None:
     before = ModelCard.load(saved / "README.md")
     for folder in (tmp_path / "tuned", saved):
         trainer = trainer_of(folder, type(compact_model()).from_pretrained(saved))
+        trainer.add_callback(hce.KeepCompactCard(trainer))
         trainer.train()
+        assert "## Fine-tuning: " in (folder / "README.md").read_text(), "written when training ends"
         for _ in range(2):
             trainer.save_model()
             trainer.create_model_card(dataset="A corpus", dataset_tags="org/corpus", tags="mine")
@@ -242,17 +284,52 @@ def test_training_in_another_folder_and_in_the_same(saved: Path, tmp_path: Path)
         assert card.text.count("learning_rate: 0.01") == 1
         assert card.data.datasets == ["org/corpus"]
         assert card.data.tags == [*before.data.tags, "mine", "generated_from_trainer"]
+        assert (folder / KEPT_CARD).read_text() == (folder / "README.md").read_text()
     # A further training of what was tuned adds a second section.
     trainer = trainer_of(tmp_path / "further", type(compact_model()).from_pretrained(tmp_path / "tuned"))
+    trainer.add_callback(hce.KeepCompactCard(trainer))
     trainer.train()
-    trainer.create_model_card()
     text = (tmp_path / "further" / "README.md").read_text()
     assert re.findall(r"^## Fine-tuning: (.*)$", text, flags=re.MULTILINE) == ["tuned", "further"]
+
+
+def test_the_callback_completes_what_trainer_pushes(hub: HubServer, api: Any, tmp_path: Path) -> None:
+    hub.seed(BASE, {"README.md": BASE_CARD.encode()})
+    push(base_model=BASE)
+    model = type(compact_model()).from_pretrained(REPO)
+    trainer = trainer_of(tmp_path / "tuned", model, push_to_hub=True, hub_model_id="tester/tuned")
+    trainer.add_callback(KeepCompactCard(trainer))
+    trainer.train()
+    for _ in range(2):
+        trainer.push_to_hub()
+    before, after = card_of(hub), card_of(hub, "tester/tuned")
+    assert after.text.startswith(before.text.rstrip())
+    addition = after.text[len(before.text.rstrip()) :]
+    assert addition.count("## Fine-tuning: tuned") == 1
+    assert "before this fine-tuning" in addition and "learning_rate: 0.01" in addition
+    assert (after.data.license, after.data.base_model) == ("apache-2.0", BASE)
+    assert {"compact-embeddings", "generated_from_trainer"} <= set(after.data.tags)
+
+
+def test_the_callback_finds_the_card_of_a_model_that_was_not_loaded(saved: Path) -> None:
+    trainer = trainer_of(saved, hce.compress(dense_model(), "subspace", **OPTIONS))
+    before = ModelCard.load(saved / "README.md").text.rstrip()
+    trainer.add_callback(KeepCompactCard(trainer))
+    trainer.create_model_card()
+    assert ModelCard.load(saved / "README.md").text.startswith(before)
+
+
+def test_the_callback_changes_one_trainer(saved: Path, tmp_path: Path) -> None:
+    native = Trainer.create_model_card
+    trainer, other = (trainer_of(tmp_path / name, type(compact_model()).from_pretrained(saved)) for name in "ab")
+    trainer.add_callback(KeepCompactCard(trainer))
+    assert Trainer.create_model_card is native and "create_model_card" not in vars(other)
 
 
 def test_dense_models_get_trainers_own_card(tmp_path: Path) -> None:
     write_checkpoint(compact_model(), tmp_path / "seen").joinpath("README.md").write_text("---\ntags: [x]\n---\n")
     trainer = trainer_of(tmp_path / "dense", tiny_model("bert"))
+    trainer.add_callback(KeepCompactCard(trainer))
     trainer.create_model_card()
     text = (tmp_path / "dense" / "README.md").read_text()
     assert "# dense" in text

@@ -1,7 +1,4 @@
-"""Run in each process of a training: calibrates and writes what this process ends with.
-
-The codes move, except where texts are streamed.
-"""
+"""Run in each process of a training: calibrates and writes what this process ends with."""
 
 from __future__ import annotations
 
@@ -24,7 +21,6 @@ from ..contract.data_parallel_script import digest
 
 def main(folder: Path, name: str, batch_size: int) -> None:
     compact = load_compact(folder / "compact")
-    before = compact.compact_embedding.codes.clone()
     streamed = name.startswith("streamed")
     calibrate(
         compact,
@@ -35,7 +31,6 @@ def main(folder: Path, name: str, batch_size: int) -> None:
         losses={"logits": 1.0, **({"labels": 1.0, "states": 1.0} if streamed else {})},
         predicted_share=1.0,
         trains="all",
-        recode_steps=None if streamed else 3,
         max_length=16,
         args={
             "output_dir": str(folder / name),
@@ -47,11 +42,7 @@ def main(folder: Path, name: str, batch_size: int) -> None:
             "report_to": "none",
         },
     )
-    result = {
-        "processes": PartialState().num_processes,
-        "digest": digest(compact),
-        "moved": not torch.equal(before, compact.compact_embedding.codes),
-    }
+    result = {"processes": PartialState().num_processes, "digest": digest(compact)}
     (folder / f"{name}-{PartialState().process_index}.json").write_text(json.dumps(result))
 
 

@@ -15,7 +15,7 @@ from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.training.calibration import calibrate
 from hf_compact_embeddings.training.losses import run
 from hf_compact_embeddings.training.texts import HubTexts
-from hf_compact_embeddings.training.trainer import CalibrationError, last_checkpoint
+from hf_compact_embeddings.training.trainer import CalibrationError, CalibrationTrainer, last_checkpoint
 
 from ..cases import Case, compress_tiny, first_cases, for_each_method
 from ..launching import run_together
@@ -209,6 +209,39 @@ def test_a_teacher_by_its_folder_and_what_is_noted(tmp_path: Path) -> None:
         tiny_calibrate(compact, tmp_path / "teacher")
 
 
+@pytest.mark.parametrize(
+    ("kind", "named"), [("None", False), ("dictionary", False), ("dictionary", True), ("TrainingArguments", True)]
+)
+def test_the_model_is_saved_where_a_folder_is_named(
+    kind: str, named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[Path] = []
+    native = CalibrationTrainer.save_model
+    monkeypatch.setattr(
+        CalibrationTrainer, "save_model", lambda self, *args, **options: saved.append(args) or native(self, *args)
+    )
+    fields = ARGS | {"save_strategy": "no"} | ({"output_dir": str(tmp_path / "out")} if named else {})
+    args = {"None": None, "dictionary": fields, "TrainingArguments": fields}[kind]
+    if kind == "TrainingArguments":
+        args = TrainingArguments(**fields)
+    teacher, compact = compress_tiny("bert", CASE)
+    options = {"texts": tiny_texts(8), "tokenizer": tiny_tokenizer(), "max_length": 16}
+    assert calibrate(compact, teacher=teacher, args=args, **options) is compact
+    assert saved == ([(str(tmp_path / "out"),)] if named else [])
+    assert (tmp_path / "out" / "model.safetensors").exists() == named
+
+
+def test_no_pickle_lies_beside_the_result(tmp_path: Path) -> None:
+    teacher, compact = compress_tiny("bert", CASE)
+    tiny_calibrate(compact, teacher, args={"output_dir": str(tmp_path), "max_steps": 2, "save_steps": 2})
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    pickles = {".bin", ".pt", ".pth", ".pkl"}
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in pickles] == []
+    # What goes on from a checkpoint needs the states of the optimiser and of random numbers, and no more.
+    left = {path.name for path in (tmp_path / "checkpoint-2").iterdir() if path.suffix in pickles}
+    assert left == {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+
+
 def test_bad_input() -> None:
     teacher, compact = compress_tiny("bert", CASE)
     checks = [
@@ -225,6 +258,7 @@ def test_bad_input() -> None:
         ({"predicted_share": 0.0}, "above 0"),
         ({"max_length": 2}, "at least 3"),
         ({"args": {"no_such_field": 1}}, "no_such_field"),
+        ({"args": {"push_to_hub": True}}, "`push_to_hub`.*hf_compact_embeddings.push_to_hub"),
         ({"resume_from_checkpoint": "nowhere"}, "'nowhere' is no folder"),
     ]
     for changes, message in checks:
