@@ -15,6 +15,11 @@ def prepare(threads: int) -> None:
         torch.backends.cuda.enable_flash_sdp(False)  # Despite its name it holds for CPUs too.
 
 
+def torch_device() -> str:
+    """Return where to compute."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def device_name() -> str:
     """Return what computes, for a record."""
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
