@@ -1,8 +1,8 @@
 """Makes the cards in model_cards/: all-MiniLM-L6-v2 by every method of the registry, each at some sizes.
 
-    python benchmarks/make_cards.py                       # all methods
-    python benchmarks/make_cards.py --method subspace     # one method's cards anew
-    python benchmarks/make_cards.py --sts stsb_test.jsonl # with the STS benchmark's test split, before and after
+    python -m benchmarks.cards                       # all methods
+    python -m benchmarks.cards --method subspace     # one method's cards anew
+    python -m benchmarks.cards --sts stsb_test.jsonl # with the STS benchmark's test split, before and after
 
 The file for `--sts` has a JSON object a line, with sentence1, sentence2 and score: the columns of
 sentence-transformers/stsb on the Hub. Without it the cards hold how well the models agree on demo sentences.
@@ -11,7 +11,6 @@ sentence-transformers/stsb on the Hub. Without it the cards hold how well the mo
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,23 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.cli.demo import HUB_ID, find_model
-from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors
-from hf_compact_embeddings.evaluation.sts import sts_spearman
 from hf_compact_embeddings.hub import TaskResult, make_card
+
+from .common.library import HUB_ID, agreement, compress_within, find_model, sentence_vectors, sts_score
+from .common.record import read_rows
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 DEMO_SENTENCES = Path(hce.__file__).parent / "cli" / "demo_sentences.txt"
 
-# The one table of sizes: for each method, the options of each card. A method that is not here has a card of its
+# For each method, the options of each card; ratios are of all bytes. A method that is not here has a card of its
 # default options.
 SIZES: dict[str, tuple[dict[str, Any], ...]] = {
     "subspace": ({"num_subspaces": 48}, {"num_subspaces": 24}, {"num_subspaces": 8}),
     "scalar": ({"bits": 8}, {"bits": 4, "group_size": 32}, {"bits": 4}),
-    "rotated": ({"bits_per_weight": 1.28}, {"bits_per_weight": 0.32}, {"bits_per_weight": 0.064}),
-    "blocks": ({"bits_per_weight": 1.28}, {"bits_per_weight": 0.32}, {"bits_per_weight": 0.064}),
+    "rotated": ({"ratio": 25}, {"ratio": 100}, {"ratio": 500}),
+    "blocks": ({"ratio": 25}, {"ratio": 100}, {"ratio": 500}),
     "hash": ({"variant": "pool"}, {"variant": "proj", "hashing": "lsh"}),
-    "factorized": ({"ratio": 2.0}, {"ratio": 4.0}, {"ratio": 10.0}),
+    "factorized": ({"ratio": 4}, {"ratio": 8}, {"ratio": 20}),
 }
 
 Measure = Callable[[PreTrainedModel], TaskResult]
@@ -73,7 +72,7 @@ def write_card(
     measures: list[Measure],
 ) -> Path:
     """Compress, measure, and write one card."""
-    compact = hce.compress(dense, method, tokenizer=tokenizer, token_counts="tokenizer", **settings)
+    compact = compress_within(dense, method, settings, tokenizer, token_counts="tokenizer")
     report = hce.inspect(compact, against=dense)
     results = [measure(compact) for measure in measures]
     card = make_card(compact, report, base_model=HUB_ID, results=results, sentences=True)
@@ -99,8 +98,8 @@ def _agreement(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Me
 
 
 def _sts(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> Measure:
-    pairs = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    before = sts_spearman(dense, tokenizer, pairs) / 100
+    pairs = read_rows(path)
+    before = sts_score(dense, tokenizer, pairs) / 100
 
     def measure(compact: PreTrainedModel) -> TaskResult:
         return TaskResult(
@@ -110,7 +109,7 @@ def _sts(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
             split="test",
             metric="spearmanr",
             before=before,
-            after=sts_spearman(compact, tokenizer, pairs) / 100,
+            after=sts_score(compact, tokenizer, pairs) / 100,
         )
 
     return measure

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..common.library import count_tokens
 from ..common.record import read_rows
+from ..common.texts import texts_of
 from .experiment import Experiment
 
 _ENDS = re.compile(r"(?<=[.!?])\s+")
@@ -53,20 +53,6 @@ def pairs_to_learn(experiment: Experiment, data: Path) -> list[tuple[str, str]]:
     result = list(found)
     random.Random(experiment.seed).shuffle(result)
     return result
-
-
-def texts_of(path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Iterator[str]:
-    """Yield the lines of a text file, or the texts in the rows of JSON lines.
-
-    WikiText writes words that it left out as `<unk>`: a masked LM reads them as its tokenizer's own.
-    """
-    unknown = "<unk>" if tokenizer is None or tokenizer.unk_token is None else tokenizer.unk_token
-    if path.suffix == ".jsonl":
-        for row in read_rows(path):
-            yield from (value for value in row.values() if isinstance(value, str))
-        return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        yield from (text.replace("<unk>", unknown) for line in file if (text := line.strip()))
 
 
 def plain(sentence: str) -> str:

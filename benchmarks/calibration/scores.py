@@ -10,7 +10,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, PreTrainedModel, PreTr
 
 from ..common.library import perplexity, sts_score
 from ..common.record import read_rows
-from .corpus import texts_of
+from ..common.texts import texts_of
 from .experiment import Experiment
 
 

@@ -133,9 +133,7 @@ def fit_rows(config: hce.StructureConfig, table: Tensor, **evidence: Any) -> hce
     return fit_structure(config, FitSource(table, **evidence))
 
 
-def predict_rows(
-    config: hce.StructureConfig, table: Tensor, coded: Tensor, **evidence: Any
-) -> tuple[int, Tensor]:
+def predict_rows(config: hce.StructureConfig, table: Tensor, coded: Tensor, **evidence: Any) -> tuple[int, Tensor]:
     """Return the bytes of a whole table (V, D), and some of its rows decoded, coded alone by the whole table's plan."""
     predictor = predictor_of(config)
     if predictor is None:

@@ -1,7 +1,7 @@
 r"""Direction-aware autoencoder against SVD inside a tied masked LM: equal bytes, equal trainability, both sides tied.
 
-    python benchmarks/factorized_study.py --model minilm-mlm --train wikitext2/train.txt reviews.txt \
-        --report wikitext2/valid.txt --task glue/sst2 --work models --output benchmarks/results/factorized_study.json
+    python -m benchmarks.factorized.run --model minilm-mlm --train wikitext2/train.txt reviews.txt \
+        --report wikitext2/valid.txt --task glue/sst2 --work models --output benchmarks/factorized/results/study.json
 
 For each ratio (in the paper's count, of floats) and each way to fit: the power of the token frequency is chosen by
 masked-LM perplexity on the last tenth of the first training file, which no count has seen. Then the table is measured:
@@ -9,14 +9,13 @@ its bytes, the paper's loss, its relative squared error, its cosines with the ro
 every eighth block of 20 lines of the reported text, before any training, and the accuracy of the model on a task after
 it was trained on some of the task's rows, all of it, in the same way for all. All fits of a ratio take the bytes of a
 linear decoder with float16 values: hidden units take theirs from the codes. Numbers go to a JSON file, from which a
-later run goes on where an earlier one stopped, and a plot beside it (PNG and SVG).
+later run goes on where an earlier one stopped, and a plot beside it (SVG).
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import random
 import re
@@ -26,22 +25,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-import record
 import torch
 import transformers
 from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings import compression
-from hf_compact_embeddings.evaluation.classification import find_task
-from hf_compact_embeddings.evaluation.finetuning import classify, save_beside
-from hf_compact_embeddings.evaluation.perplexity import perplexity
-from hf_compact_embeddings.exact_rows import always_exact
-from hf_compact_embeddings.fitting.direction_loss import DirectionLoss
-from hf_compact_embeddings.fitting.factorization import Factors, measure_fit
-from hf_compact_embeddings.modeling.architectures import find_input_table
-from hf_compact_embeddings.token_statistics import count_tokens
+
+from ..common import record
+from ..common.device import torch_device
+from ..common.library import (
+    compress_within,
+    count_tokens,
+    exact_ids,
+    fine_tuned_score,
+    perplexity,
+    private_bytes,
+    stored_value,
+)
+from .plot import plot
 
 SQUARED = {"cosine_loss": 0.0, "power_loss": 0.0, "rmse_loss": 1.0}
 IN_METRIC = {"metric": "sensitivity"}
@@ -80,28 +82,8 @@ FITS = {
     "L2, hidden units, sensitivity": Fit({**SQUARED, **IN_METRIC}, (0.75,), hidden=True),
     "direction, hidden units, sensitivity": Fit(IN_METRIC, (0.75,), hidden=True, tuned=True),
 }
-# Colour, marker and line. The metric dashed, equal rows dotted; colours by Okabe and Ito.
-STYLES = {
-    "SVD, rows equal": ("#000000", "x", ":"),
-    "direction, rows equal": ("#D55E00", "x", ":"),
-    "SVD": ("#000000", "s", "-"),
-    "L2": ("#56B4E9", "v", "-"),
-    "direction": ("#D55E00", "o", "-"),
-    "SVD, sensitivity": ("#000000", "s", "--"),
-    "direction, sensitivity": ("#D55E00", "o", "--"),
-    "L2, hidden units": ("#0072B2", "^", "-"),
-    "direction, hidden units": ("#009E73", "D", "-"),
-    "L2, hidden units, sensitivity": ("#0072B2", "^", "--"),
-    "direction, hidden units, sensitivity": ("#009E73", "D", "--"),
-}
-PANELS = {
-    "relative_mse": "relative squared error",
-    "mean_cosine": "mean cosine, rows equal",
-    "weighted_cosine": "mean cosine, by token count",
-    "paper_loss": "the paper's loss",
-    "perplexity": "masked-LM perplexity, no training",
-    "accuracy": "accuracy after fine-tuning, per cent",
-}
+# The paper's loss: shares of the cosine and of the power of the error.
+COSINE_SHARE, POWER_SHARE, POWER_EPSILON = 0.9975 / 5, 0.0025, 1e-10
 
 
 def parse() -> argparse.Namespace:
@@ -134,7 +116,7 @@ class Study:
         self.options = options
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(options.model)
         self.dense: PreTrainedModel = AutoModelForMaskedLM.from_pretrained(options.model, dtype=torch.float32).eval()
-        self.dense.to("cuda" if torch.cuda.is_available() else "cpu")
+        self.dense.to(torch_device())
         self.table: Tensor = self.dense.get_input_embeddings().weight.detach()
         first, *others = (record.read_lines(path) for path in options.train)
         train, held_out = first[: len(first) * 9 // 10], first[len(first) * 9 // 10 :]
@@ -144,10 +126,10 @@ class Study:
             (line for lines in (train, *others) for line in lines), self.tokenizer, len(self.table)
         )
         long = [line for line in train if len(line) > 80] or train
-        # Hashable, so that the metric is measured once for all fits.
-        self.metric_texts = tuple(random.Random(0).sample(long, min(METRIC_TEXTS, len(long))))
+        self.metric_texts = random.Random(0).sample(long, min(METRIC_TEXTS, len(long)))
         self.weights = self.counts.clone()
-        self.weights[always_exact(find_input_table(self.dense), self.tokenizer)] = 0.0
+        self.exact = exact_ids(self.dense, self.tokenizer)
+        self.weights[self.exact] = 0.0
         task = Path(options.task)
         rows = record.read_rows(task / "train.jsonl")
         self.task_rows = random.Random(0).sample(rows, min(options.task_rows, len(rows)))
@@ -171,7 +153,7 @@ class Study:
     def dense_cell(self) -> None:
         """Measure the dense model, and keep it as the others are."""
         if not (self.folder("dense") / "config.json").exists():
-            save_beside(self.dense, self.tokenizer, self.folder("dense"))
+            self.keep(self.dense, "dense")
         if "dense" not in self.results:
             found = [self.perplexity(self.dense, lines) for lines in (self.report, self.selection)]
             cell = {"bytes": self.table.numel() * 4, "perplexity": found[0], "selection_perplexity": found[1]}
@@ -196,10 +178,15 @@ class Study:
         cell = {"fit": name, "ratio": ratio, **chosen, **selection[str(chosen["frequency_power"])]}
         cell |= {"perplexity": self.perplexity(best, self.report), "selection": selection}
         if fit.tuned:
-            save_beside(best, self.tokenizer, self.folder(key))
+            self.keep(best, key)
         self.results[key] = {**known, **cell}
         print(json.dumps(cell), file=sys.stderr, flush=True)
         self.save()
+
+    def keep(self, model: PreTrainedModel, key: str) -> None:
+        """Save a model with its tokenizer, to be trained."""
+        model.save_pretrained(self.folder(key))
+        self.tokenizer.save_pretrained(self.folder(key))
 
     def folder(self, key: str) -> Path:
         """Return where the model of a cell is kept."""
@@ -207,34 +194,33 @@ class Study:
 
     def compress(self, ratio: float, fit: Fit, power: float) -> tuple[PreTrainedModel, float]:
         """Return a compact model, and the CPU seconds of the fit."""
-        rows, width = self.table.shape
-        linear = hce.FactorizedConfig(ratio=ratio).resolved(rows, width)
-        assert linear.rank is not None
-        config = hce.FactorizedConfig(
-            max_bytes=linear.stored_bytes(rows, width, linear.rank),
-            frequency_power=power,
-            hidden_width=self.options.hidden if fit.hidden else 0,
+        options = {
+            "max_bytes": linear_bytes(*self.table.shape, ratio) + private_bytes(len(self.exact), self.table.shape[1]),
+            "frequency_power": power,
+            "hidden_width": self.options.hidden if fit.hidden else 0,
             **fit.options,
-        )
+        }
         started = time.process_time()
-        model = hce.compress(
-            self.dense, config, tokenizer=self.tokenizer, token_counts=self.counts, texts=self.metric_texts
+        model = compress_within(
+            self.dense, "factorized", options, self.tokenizer, token_counts=self.counts, texts=self.metric_texts
         )
         return model, time.process_time() - started
 
     def fidelity(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the table takes, and how near its rows are to the dense ones, exact rows included."""
         structure = model.get_input_embeddings()
-        rows = structure.dense().detach()
-        decoded = Factors(rows, torch.eye(rows.shape[1], device=rows.device))
-        measures = measure_fit(self.table, decoded)
+        report = hce.inspect(model, against=self.dense)
+        decoded = structure.dense().detach()
+        cosines = torch.cosine_similarity(decoded, self.table, dim=1).double().cpu()
+        # The paper's loss at the end of its training, when its power of the error is 0.1.
+        error = (decoded - self.table).abs().add(POWER_EPSILON).pow(0.1).mean().item()
         return {
-            "rank": structure.config.rank,
+            "rank": stored_value(structure, "rank"),
             "bytes": structure.nbytes,
-            "paper_loss": DirectionLoss().value(measures),
-            "relative_mse": measures.relative_mse,
-            "mean_cosine": measures.mean_cosine,
-            "weighted_cosine": measure_fit(self.table, decoded, weights=self.weights).mean_cosine,
+            "paper_loss": COSINE_SHARE * (1 - report.mean_cosine) + POWER_SHARE * error,
+            "relative_mse": report.relative_mse,
+            "mean_cosine": report.mean_cosine,
+            "weighted_cosine": float(self.weights @ cosines / self.weights.sum()),
         }
 
     def perplexity(self, model: PreTrainedModel, lines: list[str]) -> float:
@@ -247,7 +233,7 @@ class Study:
         done = self.results[key].setdefault("accuracies", {})
         if str(seed) in done:
             return
-        task = find_task(Path(self.options.task).name)
+        task = Path(self.options.task).name
         arguments = {
             "learning_rate": 1e-4,
             "num_train_epochs": 1,
@@ -256,8 +242,10 @@ class Study:
             "use_cpu": not torch.cuda.is_available(),
         }
         started = time.process_time()
-        found = classify(self.folder(key), task, self.tokenizer, self.validation_rows, self.task_rows, seed, arguments)
-        done[str(seed)] = round(100 * found[task.metrics[0]], 3)
+        score, _ = fine_tuned_score(
+            self.folder(key), task, self.tokenizer, self.validation_rows, self.task_rows, seed, arguments
+        )
+        done[str(seed)] = round(score, 3)
         self.results[key] |= {
             "accuracy": round(statistics.fmean(done.values()), 3),
             "tuning_cpu_seconds": round(time.process_time() - started, 1),
@@ -276,48 +264,10 @@ def read_results(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """Draw every measure over the ratio, and write a PNG and an SVG beside each other."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = path.stem
-    figure, grid = pyplot.subplots(2, 3, figsize=(14, 9))
-    ratios = sorted({cell["ratio"] for cell in results.values() if "ratio" in cell})
-    for axes, (measure, title) in zip(grid.flat, PANELS.items(), strict=True):
-        for name, (colour, marker, line) in STYLES.items():
-            cells = [results.get(f"{name} @ {ratio:g}x", {}) for ratio in ratios]
-            points = [(cell["ratio"], cell[measure]) for cell in cells if measure in cell]
-            label = name if name.endswith("equal") else f"{name}, rows by frequency"
-            if points:
-                axes.plot(*zip(*points, strict=True), color=colour, marker=marker, linestyle=line, label=label)
-        if measure in results.get("dense", {}):
-            axes.axhline(results["dense"][measure], color="#999999", linewidth=1, label="dense model")
-        axes.set_title(title)
-        axes.set_xscale("log")
-        if measure == "perplexity":
-            shown = [cell[measure] for cell in results.values() if not cell.get("fit", "").endswith("equal")]
-            ticks = [
-                value for value in (50, 70, 100, 150, 200, 300, 500) if min(shown) / 1.1 < value < max(shown) * 1.2
-            ]
-            axes.set_yscale("log")
-            axes.set_ylim(min(shown) / 1.05, max(shown) * 1.2)
-            axes.set_yticks(ticks, [str(value) for value in ticks])
-            axes.text(0.03, 0.95, "with equal rows it is above what is shown", transform=axes.transAxes, va="top")
-        axes.set_xlim(ratios[0] / 1.15, ratios[-1] * 1.15)
-        axes.set_xticks(ratios, [f"{ratio:g}×" for ratio in ratios])
-        axes.minorticks_off()
-        axes.grid(alpha=0.3)
-    # Every line is in some panel; the perplexity's has all, and the dense model.
-    handles, labels = grid.flat[list(PANELS).index("perplexity")].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncol=3, frameon=False)
-    figure.supxlabel("ratio in the paper's count", y=0.125, fontsize="medium")
-    figure.tight_layout(rect=(0, 0.14, 1, 1))
-    figure.savefig(path.with_suffix(".png"), dpi=130)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    pyplot.close(figure)
+def linear_bytes(rows: int, width: int, ratio: float) -> int:
+    """Return the bytes of float16 factors of the highest rank with V·D / (V·k + k·D) of at least the ratio."""
+    rank = int(rows * width / (rows + width) / ratio * (1 + 1e-12))
+    return 2 * (rows * rank + rank * width + width)
 
 
 def main() -> None:
@@ -327,7 +277,6 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     if not options.only_plot:
-        compression.sensitivity_metric = functools.cache(compression.sensitivity_metric)
         study = Study(options)
         study.dense_cell()
         for ratio in options.ratios:
@@ -337,7 +286,7 @@ def main() -> None:
             for seed in options.seeds:
                 for key in ("dense", *tuned):
                     study.tune(key, seed)
-    plot(read_results(Path(options.output)), Path(options.output))
+    plot(read_results(Path(options.output)), Path(options.output).with_suffix(".svg"))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The plot of what training brings: calibration curves, and fine-tuned checkpoints beside the dense model.
 
-    python benchmarks/training_plot.py --calibrated benchmarks/results/calibrate_minilm_{100x,500x}_gpu.json \
-        --finetuned benchmarks/results/finetune_glue_{gpu,25x,500x_names_further}.json \
-        --output benchmarks/results/training
+    python -m benchmarks.finetuning.plot --calibrated benchmarks/calibration/results/{100x,500x}_gpu.json \
+        --finetuned benchmarks/finetuning/results/{100x_and_500x_gpu,25x,500x_task_counts_further}.json \
+        --output benchmarks/finetuning/results/calibration_and_finetuning.svg
 
-`--output` is the path of an SVG and a PNG, without an ending. Every arm is compared with the dense one of its own file.
+Every arm is compared with the dense one of its own file.
 """
 
 from __future__ import annotations
@@ -22,23 +22,22 @@ from matplotlib import pyplot
 
 # Okabe and Ito, without yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-NAMES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B", "mean": "mean"}
+TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B", "mean": "mean"}
 
 
 def main() -> None:
-    """Draw, and write an SVG and a PNG beside each other."""
+    """Draw, and write an SVG."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--calibrated", type=Path, nargs="+", required=True, help="JSON files of calibrate_minilm.py")
-    parser.add_argument("--finetuned", type=Path, nargs="+", required=True, help="JSON files of finetune_glue.py")
-    parser.add_argument("--output", type=Path, required=True, help="path of the pictures, without an ending")
+    parser.add_argument("--calibrated", type=Path, nargs="+", required=True, help="records of benchmarks.calibration")
+    parser.add_argument("--finetuned", type=Path, nargs="+", required=True, help="records of benchmarks.finetuning")
+    parser.add_argument("--output", type=Path, required=True, help="SVG file to write")
     options = parser.parse_args()
     matplotlib.rcParams["svg.hashsalt"] = "training"
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), width_ratios=(2, 3))
     curves(left, [json.loads(path.read_text()) for path in sorted(options.calibrated)])
     differences(right, [json.loads(path.read_text())["results"]["summary"] for path in options.finetuned])
     figure.tight_layout()
-    figure.savefig(options.output.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(options.output.with_suffix(".png"), dpi=110)
+    figure.savefig(options.output, metadata={"Date": None})
 
 
 def curves(axes: Any, records: list[dict[str, Any]]) -> None:
@@ -54,11 +53,10 @@ def curves(axes: Any, records: list[dict[str, Any]]) -> None:
             color=colour,
             label=f"{ratio(record):.0f}× smaller",
         )
-        # Where codes move there is no way between two models.
         if (chosen := record["results"]["sts_validation"].get("part_of_the_way")) is not None:
-            place = record["sentences_seen"] / 1000
+            seen = record["sentences_seen"] / 1000
             look = {"marker": "*", "markersize": 13, "linestyle": "none", "color": colour}
-            axes.plot([place], [chosen], **look, label="part of the way from the fit")
+            axes.plot([seen], [chosen], **look, label="part of the way from the fit")
     axes.axhline(records[0]["results"]["sts_validation"]["dense"], color="#777777", linestyle=":", label="dense")
     axes.set(xlabel="thousand sentences seen", ylabel="STS-B validation, Spearman × 100", ylim=(None, 88))
     axes.set_title("Calibration of all-MiniLM-L6-v2 (0: the fit alone)")
@@ -82,13 +80,13 @@ def differences(axes: Any, summaries: list[dict[str, Any]]) -> None:
         means = [cell["difference"] for cell in cells.values()]
         known = all(cell["interval_95"] for cell in cells.values())
         reaches = [cell["interval_95"][1] - cell["difference"] for cell in cells.values()] if known else None
-        places = [place + (index - (len(arms) - 1) / 2) * width for place in range(len(cells))]
+        positions = [column + (index - (len(arms) - 1) / 2) * width for column in range(len(cells))]
         seeds = len(cells["mean"]["values"])
         label = f"{arm}, {'one seed' if seeds == 1 else f'{seeds} seeds'}"
-        axes.bar(places, means, width * 0.9, yerr=reaches, capsize=3, color=colour, label=label)
+        axes.bar(positions, means, width * 0.9, yerr=reaches, capsize=3, color=colour, label=label)
     axes.axhline(0, color="#777777", linewidth=1)
     tasks = next(iter(arms.values()))
-    axes.set_xticks(range(len(tasks)), [NAMES.get(task, task) for task in tasks])
+    axes.set_xticks(range(len(tasks)), [TITLES.get(task, task) for task in tasks])
     axes.set(ylabel="points above or below dense, same seeds")
     axes.set_title("Fine-tuned, less dense, with 95 % intervals")
     axes.legend(loc="best")

@@ -1,7 +1,7 @@
 """Compact checkpoints fine-tuned on five tasks of GLUE, beside the dense model fine-tuned with the same seeds.
 
-    python benchmarks/finetune_glue.py --arms dense=sentence-transformers/all-MiniLM-L6-v2 100x=calibrated/100x \
-        500x=calibrated/500x --data glue --sts stsb/en --work finetuned --output benchmarks/results/finetune_glue.json
+    python -m benchmarks.finetuning.run --arms dense=sentence-transformers/all-MiniLM-L6-v2 25x=calibrated/25x/now \
+        --data DATA --work finetuned --output benchmarks/finetuning/results/25x.json
 
 Every arm is trained alike, by Trainer, with its defaults but for the options below: nothing is chosen on the
 validation rows, which give the scores. To choose, say, a rate, `--hold-out 1000` scores on rows of the training part,
@@ -22,14 +22,11 @@ from typing import Any
 
 import torch
 import transformers
-from processor import device_name, prepare
-from record import read_rows, write
 from transformers import AutoTokenizer
 
-import hf_compact_embeddings  # noqa: F401
-from hf_compact_embeddings.evaluation.classification import find_task
-from hf_compact_embeddings.evaluation.finetuning import classify
-from hf_compact_embeddings.evaluation.metrics import interval_95
+from ..common.device import device_name, prepare
+from ..common.library import fine_tuned_score, interval_95
+from ..common.record import read_rows, write
 
 # Passes over the rows: one over the 10,000 of SST-2, four over the fewer rows of the others.
 EPOCHS = {"sst2": 1.0, "cola": 4.0, "mrpc": 4.0, "rte": 4.0, "stsb": 4.0}
@@ -40,8 +37,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--arms", nargs="+", required=True, metavar="NAME=MODEL", help="the first is the dense one")
-    parser.add_argument("--data", type=Path, required=True, help="folder with sst2, cola, mrpc and rte")
-    parser.add_argument("--sts", type=Path, required=True, help="folder of the STS benchmark")
+    parser.add_argument("--data", type=Path, required=True, help="folder with glue/sst2 and so on, and stsb/en")
     parser.add_argument("--tasks", nargs="+", default=list(EPOCHS), choices=EPOCHS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=float, help="of every task; by default so many for each: " + str(EPOCHS))
@@ -93,8 +89,8 @@ def main() -> None:
 def run(folder: str, task: str, seed: int, settings: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     """Train once, and return score (in per cent) and metrics."""
     started = time.process_time()
-    place = options.sts if task == "stsb" else options.data / task
-    train, held_out = (read_rows(place / f"{part}.jsonl") for part in ("train", "validation"))
+    folder_of_task = options.data / ("stsb/en" if task == "stsb" else f"glue/{task}")
+    train, held_out = (read_rows(folder_of_task / f"{part}.jsonl") for part in ("train", "validation"))
     # Which rows does not depend on the seed.
     random.Random(0).shuffle(train)
     if options.hold_out:
@@ -109,9 +105,9 @@ def run(folder: str, task: str, seed: int, settings: dict[str, Any], options: ar
         "report_to": "none",
         "use_cpu": not torch.cuda.is_available(),
     }
-    metrics = classify(
+    score, metrics = fine_tuned_score(
         folder,
-        find_task(f"glue/{task}"),
+        task,
         AutoTokenizer.from_pretrained(folder),
         held_out,
         train[:MOST_ROWS],
@@ -119,8 +115,6 @@ def run(folder: str, task: str, seed: int, settings: dict[str, Any], options: ar
         args,
         settings["max_length"],
     )
-    kept = {"mrpc": ("f1", "accuracy"), "stsb": ("spearmanr",)}.get(task, tuple(metrics)[:1])
-    score = 100 * statistics.fmean(metrics[name] for name in kept)
     seconds = round(time.process_time() - started)
     return {"score": round(score, 2), "metrics": metrics, "cpu_seconds": seconds, "device": device_name()}
 

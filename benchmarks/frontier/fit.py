@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from frontier_peers import Fitted, Floats, Task, fit_peer
 from numpy.typing import NDArray
+from torch import Tensor
 
-from hf_compact_embeddings.fitting import FitSource, fit_structure, predictor_of
-from hf_compact_embeddings.modeling.structure import make_config
+from ..common.library import configuration, fit_rows, kept_exactly, predict_rows, private_bytes
+from .peers import Fitted, Floats, Task, fit_peer
 
 OURS = "hf_compact_embeddings"
 # Other libraries draw the rows that they train on by this power of the count.
@@ -111,9 +111,11 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
 def prepared(setting: Setting, inputs: Inputs) -> Callable[[], Fitted]:
     """Import and compile what a fit needs, so that only the fit is left."""
     assert inputs.table is not None
+    table = torch.from_numpy(inputs.table)
     if setting.library == OURS:
-        fit_structure(make_config(**_WARM_UP), FitSource(torch.from_numpy(inputs.table[:64, :16].copy())))
-        return lambda: _fit_ours(setting, inputs)
+        small = table[:64, :16].clone()
+        fit_rows(configuration(**_WARM_UP, shape=small.shape), small)
+        return lambda: _fit_ours(setting, inputs, table)
     __import__(setting.library)
     chances = None
     if setting.weighted and inputs.counts is not None:
@@ -122,22 +124,19 @@ def prepared(setting: Setting, inputs: Inputs) -> Callable[[], Fitted]:
     return lambda: _with_private_rows(fit_peer(task), task.table, inputs.private_ids)
 
 
-def _fit_ours(setting: Setting, inputs: Inputs) -> Fitted:
+def _fit_ours(setting: Setting, inputs: Inputs, table: Tensor) -> Fitted:
     private = np.empty(0, dtype=np.int64) if inputs.private_ids is None else inputs.private_ids
-    config = dataclasses.replace(make_config(**setting.options), private_rows=len(private), mask_padding=False)
-    source = FitSource(
-        torch.from_numpy(inputs.table),
-        counts=torch.from_numpy(inputs.counts) if setting.weighted and inputs.counts is not None else None,
-        metric=None if inputs.metric is None else torch.from_numpy(inputs.metric),
-        private_ids=torch.from_numpy(private),
-    )
+    config = kept_exactly(configuration(**setting.options, shape=table.shape, exact_rows=len(private)), len(private))
+    evidence = {
+        "counts": torch.from_numpy(inputs.counts) if setting.weighted and inputs.counts is not None else None,
+        "metric": None if inputs.metric is None else torch.from_numpy(inputs.metric),
+        "private_ids": torch.from_numpy(private),
+    }
     if inputs.coded is None:
-        structure = fit_structure(config, source)
+        structure = fit_rows(config, table, **evidence)
         return Fitted(structure.nbytes, lambda: structure.dense().numpy())
-    predictor = predictor_of(config)
-    assert predictor is not None
-    num_bytes, decoded = predictor(config, source, torch.from_numpy(inputs.coded))
-    return Fitted(num_bytes, decoded.detach().numpy)
+    num_bytes, decoded = predict_rows(config, table, torch.from_numpy(inputs.coded), **evidence)
+    return Fitted(num_bytes, decoded.numpy)
 
 
 def _with_private_rows(fitted: Fitted, table: Floats, ids: NDArray[np.int64] | None) -> Fitted:
@@ -151,11 +150,6 @@ def _with_private_rows(fitted: Fitted, table: Floats, ids: NDArray[np.int64] | N
         return decoded
 
     return Fitted(fitted.num_bytes + private_bytes(len(ids), table.shape[1]), decode)
-
-
-def private_bytes(count: int, width: int) -> int:
-    """Return the bytes of rows that are kept exactly."""
-    return count * (2 * width + 4)
 
 
 def _reset_peak() -> int | None:

@@ -1,7 +1,7 @@
 r"""Perplexity of a masked LM whose compact table is also its head, before any training, at several sizes.
 
-    python benchmarks/mlm_perplexity.py --model MLM_FOLDER --texts wikitext2/train.txt reviews.txt \
-        --held-out wikitext2/valid.txt --output benchmarks/results/mlm_perplexity.json
+    python -m benchmarks.frontier.masked_lm --model MLM_FOLDER --texts wikitext2/train.txt reviews.txt \
+        --held-out wikitext2/valid.txt --output benchmarks/frontier/results/masked_lm.json
 
 The texts, on which tokens are counted, are what the model was trained on. Prints a table, and writes JSON.
 """
@@ -13,44 +13,31 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from record import read_lines, write
-from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.cli.outcome import table
-from hf_compact_embeddings.evaluation.perplexity import perplexity
-from hf_compact_embeddings.planning import stored_bytes_of_private_rows
-from hf_compact_embeddings.token_statistics import count_tokens
 
+from ..common.library import compress_within, count_tokens, perplexity
+from ..common.record import layout, write
+from ..common.texts import texts_of
 
-def texts_of(paths: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Read lines of text, in which WikiText writes words that it left out as `<unk>`."""
-    unknown = tokenizer.unk_token or "<unk>"
-    return [line.replace("<unk>", unknown) for path in paths for line in read_lines(path)]
-
-
-def settings(dense_bytes: int, width: int, kept_rows: int) -> dict[str, hce.StructureConfig]:
-    """Return the configurations to measure; budgets hold the rows that are kept exactly."""
-
-    def budget(ratio: int) -> int:
-        return dense_bytes // ratio - stored_bytes_of_private_rows(width, kept_rows)
-
-    return {
-        "scalar, 4 bits, groups of 32": hce.ScalarConfig(bits=4, group_size=32),
-        "rotated, powers 0.5 and 0.75": hce.RotatedConfig(max_bytes=budget(25), frequency_power=0.5, axis_power=0.75),
-        "blocks": hce.BlocksConfig(max_bytes=budget(25)),
-        "subspace, f = 48": hce.SubspaceConfig(num_subspaces=48, frequency_power=0.75),
-        "svd": hce.FactorizedConfig(fit="svd", max_bytes=budget(25), int8_codes=True),
-        "autoencoder": hce.FactorizedConfig(fit="autoencoder", max_bytes=budget(25), int8_codes=True),
-        "rotated, small": hce.RotatedConfig(max_bytes=budget(97)),
-        "blocks, small": hce.BlocksConfig(max_bytes=budget(97)),
-        "subspace, f = 8": hce.SubspaceConfig(num_subspaces=8, frequency_power=0.75),
-        "svd, small": hce.FactorizedConfig(fit="svd", max_bytes=budget(97), int8_codes=True),
-        "autoencoder, small": hce.FactorizedConfig(fit="autoencoder", max_bytes=budget(97), int8_codes=True),
-        "dispersed, f = 2": hce.SubspaceConfig(num_subspaces=2, assignment="dispersed"),
-    }
+SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "scalar, 4 bits, groups of 32": ("scalar", {"bits": 4, "group_size": 32}),
+    "rotated, powers 0.5 and 0.75": ("rotated", {"ratio": 25, "frequency_power": 0.5, "axis_power": 0.75}),
+    "blocks": ("blocks", {"ratio": 25}),
+    "subspace, f = 48": ("subspace", {"num_subspaces": 48, "frequency_power": 0.75}),
+    "svd": ("factorized", {"fit": "svd", "ratio": 25, "int8_codes": True}),
+    "autoencoder": ("factorized", {"fit": "autoencoder", "ratio": 25, "int8_codes": True}),
+    "rotated, small": ("rotated", {"ratio": 97}),
+    "blocks, small": ("blocks", {"ratio": 97}),
+    "subspace, f = 8": ("subspace", {"num_subspaces": 8, "frequency_power": 0.75}),
+    "svd, small": ("factorized", {"fit": "svd", "ratio": 97, "int8_codes": True}),
+    "autoencoder, small": ("factorized", {"fit": "autoencoder", "ratio": 97, "int8_codes": True}),
+    "dispersed, f = 2": ("subspace", {"num_subspaces": 2, "assignment": "dispersed"}),
+}
 
 
 def main() -> None:
@@ -66,13 +53,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     dense = AutoModelForMaskedLM.from_pretrained(options.model, dtype=torch.float32)
-    weight = dense.get_input_embeddings().weight
-    counts = count_tokens(texts_of(options.texts, tokenizer), tokenizer, len(weight))
-    held_out = texts_of([options.held_out], tokenizer)[:: options.every]
+    texts = (text for path in options.texts for text in texts_of(path, tokenizer))
+    counts = count_tokens(texts, tokenizer, dense.get_input_embeddings().num_embeddings)
+    held_out = list(texts_of(options.held_out, tokenizer))[:: options.every]
     base = perplexity(dense, tokenizer, held_out)
     results = [{"setting": "dense", "ratio": 1.0, "perplexity": base, "over_dense": 1.0}]
-    for setting, config in settings(weight.nbytes, weight.shape[1], len(tokenizer.all_special_ids)).items():
-        compact = hce.compress(dense, config, token_counts=counts, tokenizer=tokenizer)
+    for setting, (method, given) in SETTINGS.items():
+        compact = compress_within(dense, method, given, tokenizer, token_counts=counts)
         busy = time.process_time()
         found = perplexity(compact, tokenizer, held_out)
         report = hce.inspect(compact, against=dense).to_dict()
@@ -86,7 +73,7 @@ def main() -> None:
         [str(one["setting"]), f"{one['ratio']:.1f}x", f"{one['perplexity']:.1f}", f"{one['over_dense']:.3f}"]
         for one in results
     ]
-    print(table(["setting", "ratio", "perplexity", "over dense"], rows))
+    print(layout(["setting", "ratio", "perplexity", "over dense"], rows))
 
 
 if __name__ == "__main__":

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import record
-from frontier_fit import Setting, in_fresh_process
-from frontier_peers import Floats, missing
-from frontier_settings import LIBRARIES
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hf_compact_embeddings.cli.outcome import table as layout
-from hf_compact_embeddings.fitting.spectrum import gap_db, shannon_bound
+from ..common import record
+from ..common.library import gap_db, shannon_bound
+from ..common.record import layout
+from .fit import Setting, in_fresh_process
+from .peers import Floats, missing
+from .settings import LIBRARIES
 
 # What the best method is to reach: decibels above the bound at a rate, and below each of faiss's methods.
 GOALS = {"2 bits": 1.4, "1 bit": 1.1, "0.3 bits": 0.5}
@@ -28,7 +28,7 @@ _PACKAGES = ("faiss-cpu", "torchao", "bitsandbytes", "model2vec")
 
 
 class Judge:
-    """Tells how far decoded rows are from the original ones."""
+    """Measures how far decoded rows are from the original ones."""
 
     def __init__(self, rows: Floats, num_values: int, variances: Tensor, weights: NDArray[np.float64] | None) -> None:
         """Keep the rows (n, D) that are decoded, the size of the whole table, and what its rows weigh (n,)."""
@@ -80,7 +80,7 @@ class Results:
 
     def keep(self, names: Iterable[tuple[str, str]]) -> None:
         """Drop those of settings that are no longer asked for, and put the others in order."""
-        order = {name: place for place, name in enumerate(names)}
+        order = {name: position for position, name in enumerate(names)}
         self.found = [result for result in self.found if (result["source"], result["name"]) in order]
         self.found.sort(key=lambda result: order[result["source"], result["name"]])
 
@@ -177,7 +177,7 @@ def show_checks(found: list[dict[str, Any]]) -> str:
 
 
 def available() -> set[str]:
-    """Return the libraries at hand, and tell which are left out and why."""
+    """Return the libraries at hand, and say which are left out and why."""
     found = {"hf_compact_embeddings"}
     for library in LIBRARIES:
         reason = missing(library)

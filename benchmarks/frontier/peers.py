@@ -97,7 +97,7 @@ def opq_bytes(rows: int, width: int, subspaces: int, bits: int, reduced: int) ->
 
 
 def vocabulary_bytes(rows: int, width: int, clusters: int) -> int:
-    """Return the bytes of whole rows shared by tokens: centroids, the number of one for each token, and its norm."""
+    """Return the bytes of whole rows shared by tokens: centroids, the index of one for each token, and its norm."""
     code_bits = max(1, (clusters - 1).bit_length())
     return _FLOAT_BYTES * (clusters * width + rows) + math.ceil(rows * code_bits / 8)
 

@@ -1,6 +1,6 @@
 r"""plan() against full fits: what it predicts, what it takes; on a real table, and on a large one made here.
 
-    python benchmarks/plan_accuracy.py --texts wikitext2/train.txt --output benchmarks/results/plan_accuracy.json
+    python -m benchmarks.frontier.plan --texts wikitext2/train.txt --output benchmarks/frontier/results/plan.json
 
 The model is all-MiniLM-L6-v2 (or --model). Every candidate of every budget is fitted in full, with token counts and
 without. The large table has Gaussian rows with the spectrum of the model's, stretched to its width.
@@ -15,14 +15,13 @@ import time
 from typing import Any
 
 import torch
-from record import read_lines, write
 from torch import Tensor
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTrainedModel
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.cli.demo import find_model
-from hf_compact_embeddings.fitting.spectrum import covariance
-from hf_compact_embeddings.token_statistics import count_tokens
+
+from ..common.library import count_tokens, covariance, find_model
+from ..common.record import read_lines, write
 
 _RATIOS = (8, 25, 97, 500)
 
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    source = options.model or find_model()
+    source = find_model(options.model)
     model, tokenizer = AutoModel.from_pretrained(source), AutoTokenizer.from_pretrained(source)
     lines = [line for path in options.texts for line in read_lines(path)]
     counts = count_tokens(lines, tokenizer, model.get_input_embeddings().num_embeddings)
@@ -73,7 +72,7 @@ def compare(model: PreTrainedModel, ratio: float, counts: Tensor | None) -> dict
     result = {
         "ratio": ratio,
         "weighted": counts is not None,
-        "same_best": min(range(len(found)), key=lambda place: found[place]["fitted"]) == 0,
+        "same_best": min(range(len(found)), key=lambda index: found[index]["fitted"]) == 0,
         "worst_off_by": max(abs(one["off_by"]) for one in found),
         "candidates": found,
     }

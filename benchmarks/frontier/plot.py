@@ -45,13 +45,13 @@ def pareto(points: Sequence[tuple[float, float]], slack: float = 0.03) -> list[i
 
 
 def plot(results: list[dict[str, Any]], dense_score: float, score: str, path: Path) -> None:
-    """Draw the best of each group, and write an SVG and a PNG beside each other.
+    """Draw the best of each group, and write an SVG.
 
     Args:
         results: the best of each group.
         dense_score: of the model before.
         score: the column with the sentence similarity.
-        path: of the files, without an ending.
+        path: of the picture.
     """
     import matplotlib
 
@@ -92,8 +92,7 @@ def plot(results: list[dict[str, Any]], dense_score: float, score: str, path: Pa
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.2, 1, 1))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    figure.savefig(path.with_suffix(".png"), dpi=150)
+    figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
 
 

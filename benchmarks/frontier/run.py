@@ -1,13 +1,13 @@
 r"""Our methods and other libraries' at equal bytes, on the table of all-MiniLM-L6-v2 and on made ones.
 
-    python benchmarks/frontier.py --texts wikitext2/train.txt reviews.txt --pairs stsb/en/validation.jsonl \
-        stsb/en/test.jsonl --output benchmarks/results/frontier.json
-    python benchmarks/frontier.py --spectra --output benchmarks/results/frontier_spectra.json
+    python -m benchmarks.frontier.run --texts wikitext2/train.txt reviews.txt --pairs stsb/en/validation.jsonl \
+        stsb/en/test.jsonl --output benchmarks/frontier/results/equal_bytes.json
+    python -m benchmarks.frontier.run --spectra --output benchmarks/frontier/results/made_spectra.json
 
 Every byte is counted, and every method keeps the same few special tokens exactly. Each fit runs in a process of its
 own, on one thread. Results are saved one by one: stopped and started again with the same arguments, it goes on where
 it was. The other libraries come with `pip install 'hf_compact_embeddings[peers]'`; those that are missing are left
-out. Writes a plot beside the JSON file, and prints a table.
+out. Writes a plot (SVG) beside the JSON file, and prints a table.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from frontier_fit import CHANCE_POWER, Inputs, private_bytes
-from frontier_peers import Floats
-from frontier_plot import plot
-from frontier_run import Judge, Results, available, checks, run, show, show_checks
-from frontier_settings import Table, all_settings
-from frontier_spectra import made_tables
 from numpy.typing import NDArray
-from record import read_lines, read_rows
-from sts_quality import sentences_of
 from transformers import AutoModel, AutoTokenizer
 
-from hf_compact_embeddings.cli.demo import find_model
-from hf_compact_embeddings.evaluation.sts import sts_spearman
-from hf_compact_embeddings.exact_rows import always_exact
-from hf_compact_embeddings.fitting.spectrum import covariance
-from hf_compact_embeddings.modeling.architectures import find_input_table
-from hf_compact_embeddings.sensitivity import sensitivity_metric
-from hf_compact_embeddings.token_statistics import count_tokens
+from ..common.library import (
+    count_tokens,
+    covariance,
+    exact_ids,
+    find_model,
+    private_bytes,
+    sensitivity_metric,
+    sts_score,
+)
+from ..common.record import read_lines, read_rows
+from ..common.texts import one_sentence_of_each_line
+from .fit import CHANCE_POWER, Inputs
+from .measuring import Judge, Results, available, checks, run, show, show_checks
+from .peers import Floats
+from .plot import plot
+from .settings import Table, all_settings
+from .spectra import made_tables
 
 
 class Source:
@@ -45,20 +47,20 @@ class Source:
 
     def __init__(self, options: argparse.Namespace) -> None:
         """Load the model."""
-        place = options.model or find_model()
-        self.name = "all-MiniLM-L6-v2" if options.model is None else Path(place).name
+        folder = find_model(options.model)
+        self.name = "all-MiniLM-L6-v2" if options.model is None else Path(folder).name
         self.texts: list[str] = options.texts
-        self.tokenizer = AutoTokenizer.from_pretrained(place)
-        self.model = AutoModel.from_pretrained(place).eval()
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model = AutoModel.from_pretrained(folder).eval()
         self.weight = self.model.get_input_embeddings().weight.detach()
         self.table = self.weight.clone()
-        self.exact = np.array(sorted(always_exact(find_input_table(self.model), self.tokenizer)))
+        self.exact = np.array(exact_ids(self.model, self.tokenizer))
         self.pairs = {Path(path).stem: read_rows(path) for path in options.pairs}
 
     def scores(self, rows: Floats) -> dict[str, float]:
         """Return the sentence similarity with other rows (V, D)."""
         self.weight.copy_(torch.from_numpy(rows))
-        found = {name: sts_spearman(self.model, self.tokenizer, lines) for name, lines in self.pairs.items()}
+        found = {name: sts_score(self.model, self.tokenizer, lines) for name, lines in self.pairs.items()}
         self.weight.copy_(self.table)
         return found
 
@@ -69,7 +71,7 @@ class Source:
 
     def metric(self) -> NDArray[np.float64]:
         """Measure what errors cost."""
-        return sensitivity_metric(sentences_of(self.texts), self.tokenizer, self.model).numpy()
+        return sensitivity_metric(one_sentence_of_each_line(self.texts), self.tokenizer, self.model).numpy()
 
 
 def kept(folder: Path, name: str, measure: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -121,7 +123,7 @@ def report(results: Results, scores: list[str], **details: object) -> None:
     if dense is not None:
         print("\ndense: " + ", ".join(f"{name} {dense[name]:.2f}" for name in scores))
         best = [result for result in results.found if result.get("best")]
-        plot(best, dense[scores[-1]], scores[-1], results.path.with_suffix(""))
+        plot(best, dense[scores[-1]], scores[-1], results.path.with_suffix(".svg"))
 
 
 def parse() -> argparse.Namespace:

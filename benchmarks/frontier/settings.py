@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from frontier_fit import OURS, Setting
-from frontier_peers import opq_settings, pq_settings, vocabulary_settings
 from numpy.typing import NDArray
 
-from hf_compact_embeddings.modeling.structure_subspace import SubspaceConfig
+from ..common.library import candidates
+from .fit import OURS, Setting
+from .peers import opq_settings, pq_settings, vocabulary_settings
 
 # Bits for each value, everything counted, at which errors are compared.
 RATES = {"2 bits": 2.0, "1 bit": 1.0, "0.3 bits": 0.3}
@@ -39,9 +39,13 @@ class Table:
     variances: NDArray[np.float64]
     weighted_variances: NDArray[np.float64] | None = None
 
+    def whole(self, bits: float) -> int:
+        """Return the bytes that the whole table may take, for so many bits a value."""
+        return int(self.rows * self.width * bits / 8)
+
     def budget(self, bits: float) -> int:
-        """Return what coded rows may take, for so many bits a value."""
-        return int(self.rows * self.width * bits / 8) - self.reserved
+        """Return what of it is left for coded rows."""
+        return self.whole(bits) - self.reserved
 
 
 def all_settings(table: Table) -> list[Setting]:
@@ -60,8 +64,8 @@ def unweighted(table: Table, label: str, bits: float, opq: int = 2) -> list[Sett
     """Return our best methods and faiss, none of which knows how often tokens occur."""
     budget = table.budget(bits)
     return [
-        _budgeted("rotated", "", label, budget),
-        _budgeted("blocks", "", label, budget),
+        _budgeted("rotated", "", label, table.whole(bits)),
+        _budgeted("blocks", "", label, table.whole(bits)),
         *_peer("faiss", "faiss PQ", label, pq_settings(table.rows, table.width, budget)),
         *_peer("faiss", "faiss OPQ", label, opq_settings(table.rows, table.width, budget, table.variances, opq)),
     ]
@@ -72,11 +76,11 @@ def _at_ratio(table: Table, ratio: int) -> Iterator[Setting]:
     budget = table.budget(bits)
     for method in ("rotated", "blocks"):
         suffix = ", frequency and sensitivity"
-        yield _budgeted(method, suffix, label, budget, weighted=True, scored=True, metric="sensitivity")
+        yield _budgeted(method, suffix, label, table.whole(bits), weighted=True, scored=True, metric="sensitivity")
     if ratio in (8, 25, 97):
         yield from _factorized(table, label, bits, _FREQUENCY_POWER)
     if ratio in (25, 97):
-        yield _budgeted("rotated", ", frequency", label, budget, weighted=True, scored=True)
+        yield _budgeted("rotated", ", frequency", label, table.whole(bits), weighted=True, scored=True)
         yield from _peer(
             "model2vec",
             "model2vec vocabulary",
@@ -89,7 +93,7 @@ def _at_ratio(table: Table, ratio: int) -> Iterator[Setting]:
             yield from _peer("faiss", "faiss OPQ, rows drawn by frequency", label, turned, weighted=True, scored=True)
     if ratio in (25, 97, 500):
         yield from _subspaces(table, label, bits, _FREQUENCY_POWER)
-        yield _budgeted("rotated", "", label, budget, scored=True)
+        yield _budgeted("rotated", "", label, table.whole(bits), scored=True)
         yield from _peer("faiss", "faiss PQ", label, pq_settings(table.rows, table.width, budget), scored=True)
         turned = opq_settings(table.rows, table.width, budget, table.variances, 1)
         yield from _peer("faiss", "faiss OPQ", label, turned, scored=True)
@@ -122,15 +126,11 @@ def _budgeted(
 
 def _subspaces(table: Table, label: str, bits: float, power: float) -> Iterator[Setting]:
     family = "subspace, frequency" if power else "subspace"
-    for config in SubspaceConfig.candidates(table.rows, table.width, table.budget(bits)):
-        if config.assignment == "cluster":
-            detail = f"{config.num_subspaces} of {config.codebook_size}"
-            options = {
-                "method": "subspace",
-                "num_subspaces": config.num_subspaces,
-                "codebook_size": config.codebook_size,
-                "frequency_power": power,
-            }
+    for planned in candidates("subspace", table.rows, table.width, table.budget(bits)):
+        if planned["assignment"] == "cluster":
+            sizes = {name: planned[name] for name in ("num_subspaces", "codebook_size")}
+            detail = "{num_subspaces} of {codebook_size}".format(**sizes)
+            options = {"method": "subspace", **sizes, "frequency_power": power}
             yield _setting(family, label, OURS, options, detail, weighted=power > 0, scored=power > 0)
 
 
@@ -140,7 +140,7 @@ def _factorized(table: Table, label: str, bits: float, power: float) -> Iterator
         options = {
             "method": "factorized",
             "fit": "svd",
-            "max_bytes": table.budget(bits),
+            "max_bytes": table.whole(bits),
             "int8_codes": int8_codes,
             "frequency_power": power,
         }

@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from frontier_fit import OURS, Inputs
-from frontier_peers import Floats
-from frontier_run import Judge, Results, available, checks, run, show, show_checks
-from frontier_settings import RATES, Table, unweighted
 from numpy.typing import NDArray
 from transformers import AutoModel
 
-from hf_compact_embeddings.cli.demo import find_model
-from hf_compact_embeddings.fitting.spectrum import covariance
+from ..common.library import covariance, find_model
+from .fit import OURS, Inputs
+from .measuring import Judge, Results, available, checks, run, show, show_checks
+from .peers import Floats
+from .settings import RATES, Table, unweighted
 
 Variances = NDArray[np.float64]
 
@@ -86,7 +85,7 @@ def write_table(path: Path, rows: int, width: int, chunks: Iterator[Floats]) -> 
 
 def made_tables(options: argparse.Namespace, results: Results) -> None:
     """Measure our best method and faiss on every made table; on the large one, where faiss takes long, ours only."""
-    weight = AutoModel.from_pretrained(options.model or find_model()).get_input_embeddings().weight.detach()
+    weight = AutoModel.from_pretrained(find_model(options.model)).get_input_embeddings().weight.detach()
     shape = stretched(torch.linalg.eigvalsh(covariance(weight)[1]).numpy(), _LARGE_WIDTH)
     coded = np.sort(np.random.default_rng(1).permutation(_LARGE_ROWS)[:_LARGE_CODED])
     chunks = gaussian_rows(_LARGE_ROWS, shape, 0)

@@ -1,6 +1,6 @@
 """What no vocabulary buys: distances of unseen words, typos and other scripts, and memory as the vocabulary grows.
 
-    python benchmarks/unseen_words.py
+    python -m benchmarks.hashformers.unseen_words
 
 For each word the table has the Hamming distance of the 128 bits, and the cosine of the vectors that a `proj` and a
 `pool` structure with random values gives (without the vector that all words share), averaged over `--seeds` families of

@@ -1,6 +1,6 @@
 """Measure how many words a second `CompactHashTokenizer` encodes, on one thread.
 
-    python benchmarks/hash_tokenizer_speed.py TEXT.txt
+    python -m benchmarks.speed.hash_tokenizer TEXT.txt
 
 "running text" starts with an empty cache and encodes the whole file, as the first epoch does; "again" encodes it
 a second time; "new words" encodes every distinct word once, so that nothing comes from the cache. A call encodes
@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
 
-from hf_compact_embeddings.modeling.tokenization_hash import CompactHashTokenizer  # noqa: E402
+from hf_compact_embeddings import CompactHashTokenizer  # noqa: E402
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Looking rows up and scoring all rows, against `nn.Embedding` and the dense product, in eager mode on the CPU.
 
-    python benchmarks/lookup_speed.py --threads 1 --output benchmarks/results/lookup_speed.json
+    python -m benchmarks.speed.lookup --threads 1 --output benchmarks/speed/results/lookup.json
 
 The two sides of each ratio run in turn, so that a machine that others use slows both; medians are given.
 """
@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from record import write
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.cli.outcome import table
-from hf_compact_embeddings.fitting import FitSource, fit_structure
+
+from ..common.library import configuration, fit_rows, kept_exactly, private_bytes
+from ..common.record import layout, write
 
 SHAPES = ((30_522, 384), (30_522, 768), (250_002, 768))
 # Bytes a row of `subspace`; the other two are measured at the middle one's.
@@ -39,14 +39,17 @@ def ratio(compact: Callable[[], object], dense: Callable[[], object], rounds: in
     return compact_time, compact_time / dense_time
 
 
-def settings(rows: int) -> dict[str, hce.StructureConfig]:
+def settings(rows: int, width: int) -> dict[str, hce.StructureConfig]:
     """Return what to measure: random codes and a padding row kept exactly, so that nothing waits for a fit."""
-    given: dict[str, Any] = {"init": "random", "private_rows": 1, "mask_padding": False}
-    budget = SUBSPACES[len(SUBSPACES) // 2] * rows
+    budget = SUBSPACES[len(SUBSPACES) // 2] * rows + private_bytes(1, width)
+
+    def drawn(method: str, **options: Any) -> hce.StructureConfig:
+        return kept_exactly(configuration(method, (rows, width), exact_rows=1, init="random", **options), 1)
+
     return {
-        **{f"subspace, f = {count}": hce.SubspaceConfig(num_subspaces=count, **given) for count in SUBSPACES},
-        "blocks": hce.BlocksConfig(max_bytes=budget, **given),
-        "rotated": hce.RotatedConfig(max_bytes=budget, **given),
+        **{f"subspace, f = {count}": drawn("subspace", num_subspaces=count) for count in SUBSPACES},
+        "blocks": drawn("blocks", max_bytes=budget),
+        "rotated": drawn("rotated", max_bytes=budget),
     }
 
 
@@ -63,15 +66,15 @@ def main() -> None:
     for count, width in SHAPES:
         weight = torch.randn(count, width)
         dense = torch.nn.Embedding(count, width, _weight=weight)
-        for name, config in settings(count).items():
-            compact = fit_structure(config, FitSource(weight))
+        for name, config in settings(count, width).items():
+            compact = fit_rows(config, weight)
             compact.set_private_rows(torch.tensor([0]), weight[:1])
             found = {"rows": count, "width": width, "method": name, **times(compact, dense, options.rounds)}
             results.append(found)
     header = ["table", "method", f"{TOKENS} look-ups", "over dense"]
     for queries in QUERIES:
         header += [f"scores of {queries}", "over dense"]
-    print(table(header, [cells(result) for result in results]))
+    print(layout(header, [cells(result) for result in results]))
     if options.output:
         write(options.output, results, threads=options.threads)
 

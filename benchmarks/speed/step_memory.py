@@ -1,6 +1,6 @@
 """Peak memory and time of a training step with a table of XLM-R's size, compact beside dense.
 
-    python benchmarks/step_memory.py --output benchmarks/results/step_memory.json
+    python -m benchmarks.speed.step_memory --output benchmarks/speed/results/step_memory.json
 
 A masked LM of two layers with a tied head takes two steps of AdamW on random tokens, in a process of its own for each
 arm. What the process held before the model was built is taken off.
@@ -17,11 +17,11 @@ import time
 from typing import Any
 
 import torch
-from record import write
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.cli.outcome import table
+
+from ..common.record import layout, write
 
 ARMS: dict[str, Any] = {
     "dense": None,
@@ -53,11 +53,11 @@ def main() -> None:
         return
     results = []
     for arm in ARMS:
-        command = [sys.executable, *sys.argv, "--arm", arm]
+        command = [sys.executable, "-m", "benchmarks.speed.step_memory", *sys.argv[1:], "--arm", arm]
         printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         results.append({"arm": arm, **json.loads(printed.splitlines()[-1])})
     header = ["table", "peak", "gradients and optimiser", "step"]
-    print(table(header, [cells(result) for result in results]))
+    print(layout(header, [cells(result) for result in results]))
     if options.output:
         write(options.output, results, threads=options.threads)
 

@@ -1,7 +1,7 @@
 """Time and peak memory of fitting subspace embeddings to a table of XLM-R's size.
 
-    python benchmarks/subspace_fit.py                  # 250,002 x 768 into 96 x 256
-    python benchmarks/subspace_fit.py --rows 30522 --width 384 --subspaces 48
+    python -m benchmarks.speed.subspace_fit  # 250,002 x 768 into 96 x 256
+    python -m benchmarks.speed.subspace_fit --rows 30522 --width 384 --subspaces 48
 
 Prints one JSON object. Peak memory is the process's, less what it held before the table was made, as a share of
 the table's bytes: 1.0 is the table alone.
@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-import hf_compact_embeddings as hce
-from hf_compact_embeddings.fitting import FitSource, fit_structure
+from ..common.library import configuration, fit_rows
+from ..common.record import write
 
 
 class PeakMemory:
@@ -56,13 +56,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--subspaces", type=int, default=96)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     with PeakMemory() as memory:
         table = torch.randn(options.rows, options.width)
         started = time.perf_counter()
-        structure = fit_structure(hce.SubspaceConfig(num_subspaces=options.subspaces), FitSource(table))
+        config = configuration("subspace", table.shape, num_subspaces=options.subspaces)
+        structure = fit_rows(config, table)
         seconds = time.perf_counter() - started
     result = {
         "rows": options.rows,
@@ -75,6 +77,8 @@ def main() -> None:
         "peak_over_table": round((memory.peak - memory.start) / table.nbytes, 3),
     }
     print(json.dumps(result))
+    if options.output:
+        write(options.output, result, threads=options.threads)
 
 
 if __name__ == "__main__":
