@@ -19,9 +19,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.hub import TaskResult, make_card
 
-from .common.library import HUB_ID, agreement, compress_within, find_model, sentence_vectors, sts_score
+from .common.library import HUB_ID, agreement, compress_within, find_model, make_card, sentence_vectors, sts_score
 from .common.record import read_rows
 
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
@@ -38,7 +37,7 @@ SIZES: dict[str, tuple[dict[str, Any], ...]] = {
     "factorized": ({"ratio": 4}, {"ratio": 8}, {"ratio": 20}),
 }
 
-Measure = Callable[[PreTrainedModel], TaskResult]
+Measure = Callable[[PreTrainedModel], hce.TaskResult]
 
 
 def main() -> None:
@@ -85,8 +84,8 @@ def _agreement(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Me
     sentences = DEMO_SENTENCES.read_text(encoding="utf-8").splitlines()
     original = sentence_vectors(dense, tokenizer, sentences)
 
-    def measure(compact: PreTrainedModel) -> TaskResult:
-        return TaskResult(
+    def measure(compact: PreTrainedModel) -> hce.TaskResult:
+        return hce.TaskResult(
             task_type="sentence-similarity",
             dataset_name=f"the original's similarities of {len(sentences)} demo sentences",
             metric="spearmanr",
@@ -101,8 +100,8 @@ def _sts(dense: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path)
     pairs = read_rows(path)
     before = sts_score(dense, tokenizer, pairs) / 100
 
-    def measure(compact: PreTrainedModel) -> TaskResult:
-        return TaskResult(
+    def measure(compact: PreTrainedModel) -> hce.TaskResult:
+        return hce.TaskResult(
             task_type="sentence-similarity",
             dataset_name="STS benchmark",
             dataset_id="sentence-transformers/stsb",

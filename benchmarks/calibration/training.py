@@ -32,7 +32,7 @@ class Curve(TrainerCallback):
     def add(self, step: int) -> None:
         """Note a score, and keep the model if it is the best so far."""
         self.points = [point for point in self.points if point["step"] < step]
-        best = max((point["validation"] for point in self.points), default=0.0)
+        best = max((point["validation"] for point in self.points), default=float("-inf"))
         self.compact.save_pretrained(self.folder / "now")
         value = self.scores.score(load(self.folder / "now", self.scores))
         self.points.append({"step": step, "validation": value, "seconds": round(time.time() - self.started)})
@@ -125,7 +125,7 @@ def part_of_the_way(
         for share in shares:
             part = hce.training.blend(fit, end, share)
             value = scores.score(part)
-            if value > max(found.values(), default=0.0):
+            if value > max(found.values(), default=float("-inf")):
                 best = part
             found[f"{name}, {share}"] = value
     return best, found

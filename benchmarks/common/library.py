@@ -25,12 +25,18 @@ from hf_compact_embeddings.evaluation.sts import sts_spearman
 from hf_compact_embeddings.exact_rows import always_exact
 from hf_compact_embeddings.fitting import FitSource, fit_structure, predictor_of
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
+from hf_compact_embeddings.hub import make_card
 from hf_compact_embeddings.modeling.architectures import find_input_table
+from hf_compact_embeddings.modeling.hashing import HashSettings, WordHasher, expand_bits, unpack_signatures
 from hf_compact_embeddings.modeling.structure import config_class_of, make_config
+from hf_compact_embeddings.modeling.structure_hashed import HashEmbedding
 from hf_compact_embeddings.sensitivity import sensitivity_metric
 
 __all__ = [
     "HUB_ID",
+    "HashEmbedding",
+    "HashSettings",
+    "WordHasher",
     "agreement",
     "candidates",
     "compress_within",
@@ -38,11 +44,14 @@ __all__ = [
     "count_tokens",
     "covariance",
     "exact_ids",
+    "expand_bits",
     "find_model",
     "fine_tuned_score",
     "fit_rows",
     "gap_db",
     "interval_95",
+    "kept_exactly",
+    "make_card",
     "perplexity",
     "predict_rows",
     "private_bytes",
@@ -51,6 +60,7 @@ __all__ = [
     "shannon_bound",
     "stored_value",
     "sts_score",
+    "unpack_signatures",
 ]
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"

@@ -1,9 +1,10 @@
-"""HashFormers against a dense table: the same small encoder, pretrained and fine-tuned the same way.
+r"""HashFormers against a dense table: the same small encoder, pretrained and fine-tuned the same way.
 
-    python benchmarks/hashformer_glue.py --text reviews.txt wiki.txt --glue GLUE_FOLDER --output result.json
+    python -m benchmarks.hashformers.run --text reviews.txt wikitext2/train.txt --glue DATA/glue --work hashformers \
+        --output benchmarks/hashformers/results/glue.json
 
 Arms: `proj-lsh`, `proj-md`, `pool` (MD), and `dense`, a full table with a WordPiece tokenizer trained on the same text.
-Every arm is pretrained by telling shuffled and random tokens for the same number of its own tokens, then fine-tuned on
+Every arm is pretrained, by finding shuffled and random tokens, on as many of its own tokens, then fine-tuned on
 SST-2 (a fixed subset), MRPC and CoLA with several seeds; `scratch:ARM` fine-tunes the arm without pretraining, on
 SST-2. The folder holds `sst2`, `mrpc` and `cola`, each with train.jsonl and validation.jsonl in the columns of GLUE.
 
@@ -14,8 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
+import random
 import statistics
 import sys
 import time
@@ -23,28 +23,25 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-import torch  # noqa: E402
-import transformers  # noqa: E402
-from record import read_rows, write  # noqa: E402
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
-from torch import Tensor  # noqa: E402
-from transformers import (  # noqa: E402
-    AutoModelForSequenceClassification,
+import torch
+import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch.utils.data import IterableDataset
+from transformers import (
+    AutoModel,
     AutoTokenizer,
     BertConfig,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
-    get_linear_schedule_with_warmup,
+    Trainer,
+    TrainingArguments,
 )
 
-import hf_compact_embeddings as hce  # noqa: E402
-from hf_compact_embeddings.training.token_manipulation import (  # noqa: E402
-    DataCollatorForTokenManipulation,
-    encoder_of,
-    token_manipulation_model,
-)
+import hf_compact_embeddings as hce
+
+from ..common.device import device_name, prepare
+from ..common.library import fine_tuned_score
+from ..common.record import layout, read_rows, write
 
 HASHED = {
     "proj-lsh": {"variant": "proj", "hashing": "lsh"},
@@ -52,7 +49,7 @@ HASHED = {
     "pool": {"variant": "pool", "hashing": "md"},
 }
 ARMS = (*HASHED, "dense")
-TASKS = {"sst2": ("sentence",), "mrpc": ("sentence1", "sentence2"), "cola": ("sentence",)}
+TASKS = ("sst2", "mrpc", "cola")
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 # The options that runs of one table must share.
@@ -70,7 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="JSON file with all results")
     parser.add_argument("--work", type=Path, required=True, help="folder for pretrained encoders")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scratch-arms", nargs="*", default=["proj-lsh", "dense"], choices=ARMS)
     parser.add_argument("--width", type=int, default=128)
@@ -85,7 +82,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--fine-batch", type=int, default=32)
     parser.add_argument("--max-rows", type=int, default=10_000, help="training rows of a task, the same for all arms")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()
 
@@ -93,7 +89,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Run what is not done yet, and print the table."""
     options = parse()
-    torch.set_num_threads(options.threads)
+    prepare(options.threads)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     options.work.mkdir(parents=True, exist_ok=True)
@@ -124,7 +120,7 @@ def main() -> None:
 def save(result: dict[str, Any], options: argparse.Namespace) -> None:
     """Write everything that is known, with mean and spread."""
     result["summary"] = summary(result)
-    write(options.output, result, threads=options.threads)
+    write(options.output, result, threads=options.threads, device=device_name())
     print(f"{time.strftime('%H:%M:%S')} {len(result['runs'])} runs", file=sys.stderr, flush=True)
 
 
@@ -145,19 +141,17 @@ def summary(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
 
 def table(result: dict[str, Any]) -> str:
     """Return the summary as text."""
-    lines = [f"{'arm':<20}" + "".join(f"{task:>16}" for task in TASKS) + f"{'mean':>10}"]
+    rows = []
     for arm, tasks in result["summary"].items():
         cells = [tasks.get(task) for task in TASKS]
-        texts = ["" if cell is None else f"{cell['mean']:.1f}" + spread(cell["std"]) for cell in cells]
         means = [cell["mean"] for cell in cells if cell is not None]
         mean = f"{statistics.mean(means):.1f}" if len(means) == len(TASKS) else ""
-        lines.append(f"{arm:<20}" + "".join(f"{text:>16}" for text in texts) + f"{mean:>10}")
-    return "\n".join(lines)
+        rows.append([arm, *("" if cell is None else _with_spread(cell) for cell in cells), mean])
+    return layout(["arm", *TASKS, "mean"], rows)
 
 
-def spread(deviation: float | None) -> str:
-    """Return what follows a mean."""
-    return "" if deviation is None else f" ± {deviation:.1f}"
+def _with_spread(cell: dict[str, Any]) -> str:
+    return f"{cell['mean']:.1f}" + ("" if cell["std"] is None else f" ± {cell['std']:.1f}")
 
 
 # Models and tokenizers
@@ -178,7 +172,7 @@ def lines_of(files: Sequence[Path]) -> Iterator[str]:
 
 
 def tokenizer_of(arm: str, options: argparse.Namespace) -> PreTrainedTokenizerBase:
-    """Return an arm's tokenizer; the dense arm's is trained on the texts, as far as 20 MB of them go."""
+    """Return an arm's tokenizer; the dense arm's is trained on the texts."""
     if arm in HASHED:
         return hce.CompactHashTokenizer(hashing=HASHED[arm]["hashing"], model_max_length=options.length)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -192,10 +186,10 @@ def tokenizer_of(arm: str, options: argparse.Namespace) -> PreTrainedTokenizerBa
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", SPECIAL.index("[CLS]")), ("[SEP]", SPECIAL.index("[SEP]"))],
     )
-    names = {f"{name.strip('[]').lower()}_token": name for name in SPECIAL}
+    special = {f"{token.strip('[]').lower()}_token": token for token in SPECIAL}
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, model_max_length=options.length, model_input_names=inputs, **names
+        tokenizer_object=tokenizer, model_max_length=options.length, model_input_names=inputs, **special
     )
 
 
@@ -208,8 +202,6 @@ def config_of(arm: str, tokenizer: PreTrainedTokenizerBase, options: argparse.Na
         "intermediate_size": 4 * options.width,
         "max_position_embeddings": max(128, options.length),
         "pad_token_id": 0,
-        # On CPUs the fused attention has a backward pass several times as slow.
-        "attn_implementation": "eager",
     }
     if arm not in HASHED:
         return BertConfig(vocab_size=len(tokenizer), **shape)
@@ -220,149 +212,94 @@ def config_of(arm: str, tokenizer: PreTrainedTokenizerBase, options: argparse.Na
 # Training
 
 
+class PackedTexts(IterableDataset):
+    """Rows of exactly so many tokens, without end: long texts cut and short ones joined."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, files: Sequence[Path], length: int) -> None:
+        """Note what to read."""
+        self.tokenizer, self.files, self.length = tokenizer, files, length
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield rows from the start of the files on."""
+        texts = lines_of(self.files)
+        while True:
+            packed = hce.training.packed_rows(self.tokenizer, [next(texts) for _ in range(256)], self.length)
+            rows = [dict(zip(packed, values, strict=True)) for values in zip(*packed.values(), strict=True)]
+            # The last one is shorter.
+            yield from rows[:-1]
+
+
+def arguments(options: argparse.Namespace, folder: Path, rate: float, batch: int, **more: Any) -> dict[str, Any]:
+    """Return what pretraining and fine-tuning have in common."""
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": batch,
+        "learning_rate": rate,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.1,
+        "weight_decay": 0.01,
+        "bf16": True,
+        "use_cpu": not torch.cuda.is_available(),
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        **more,
+    }
+
+
 def pretrain(arm: str, folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Pretrain an arm, save its encoder and its tokenizer, and return what it took."""
     started = time.perf_counter()
     tokenizer = tokenizer_of(arm, options)
     torch.manual_seed(0)
-    model = token_manipulation_model(config_of(arm, tokenizer, options)).to(options.device).train()
-    collator = DataCollatorForTokenManipulation(tokenizer)
+    model = hce.training.token_manipulation_model(config_of(arm, tokenizer, options))
     steps = max(1, options.tokens // (options.batch * options.length))
-    rows = packed_rows(tokenizer, options)
-    losses: list[float] = []
-    correct = changed = 0
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        for _ in range(steps):
-            yield collator([next(rows) for _ in range(options.batch)])
-
-    for batch, output in steps_of(model, batches(), steps, options.pretrain_rate, options.device):
-        losses.append(float(output.loss.detach()))
-        if len(losses) > steps - max(1, steps // 10):
-            manipulated = batch["labels"] > 0
-            correct += int((output.logits.argmax(-1) == batch["labels"])[manipulated].sum())
-            changed += int(manipulated.sum())
-    embeddings = sum(parameter.numel() for parameter in model.get_input_embeddings().parameters())
-    encoder_of(model).save_pretrained(folder)
+    noted = max(1, steps // 10)
+    given = arguments(
+        options, folder, options.pretrain_rate, options.batch, max_steps=steps, logging_steps=noted, seed=0
+    )
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(**given),
+        train_dataset=PackedTexts(tokenizer, options.text, options.length),
+        data_collator=hce.training.DataCollatorForTokenManipulation(tokenizer),
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    hce.training.encoder_of(trainer.model).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return {
         "tokens": steps * options.batch * options.length,
-        "embedding_parameters": embeddings,
-        "first_loss": statistics.mean(losses[: max(1, steps // 10)]),
-        "last_loss": statistics.mean(losses[-max(1, steps // 10) :]),
-        "manipulated_found": correct / max(1, changed),
+        "embedding_parameters": sum(value.numel() for value in model.get_input_embeddings().parameters()),
+        "first_loss": losses[0],
+        "last_loss": losses[-1],
         "seconds": time.perf_counter() - started,
     }
-
-
-def packed_rows(tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield rows of exactly `length` tokens, long texts cut and short ones joined."""
-    texts = lines_of(options.text)
-    room = options.length - 2
-    names = [name for name in tokenizer.model_input_names if name not in ("token_type_ids", "attention_mask")]
-    waiting: dict[str, list[Any]] = {name: [] for name in names}
-    first, last = (tokenizer(" ", return_attention_mask=False)[name] for name in ("input_ids", "input_ids"))
-    while True:
-        encoded = tokenizer([next(texts) for _ in range(64)], add_special_tokens=False, verbose=False)
-        for index in range(64):
-            for name in names:
-                waiting[name] += encoded[name][index]
-        while len(waiting["input_ids"]) >= room:
-            row = {}
-            for name in names:
-                edges = [first[0], last[-1]] if name == "input_ids" else [(0, 0), (0, 0)]
-                row[name] = [edges[0], *waiting[name][:room], edges[1]]
-                waiting[name] = waiting[name][room:]
-            yield row
-
-
-def steps_of(
-    model: Any, batches: Iterator[dict[str, Tensor]], steps: int, rate: float, device: str
-) -> Iterator[tuple[dict[str, Tensor], Any]]:
-    """Train on the batches and yield each with what the model gave for it."""
-    decayed = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=rate)
-    schedule = get_linear_schedule_with_warmup(optimizer, steps // 10, steps)
-    for batch in batches:
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
-        with torch.autocast(device, dtype=torch.bfloat16):
-            output = model(**batch)
-        output.loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad(set_to_none=True)
-        yield batch, output
 
 
 def fine_tune(arm: str, task: str, seed: int, options: argparse.Namespace) -> dict[str, float]:
     """Fine-tune an arm on a task, and return its score on the validation rows."""
     started = time.perf_counter()
-    name = arm.removeprefix("scratch:")
-    folder = options.work / name
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    torch.manual_seed(seed)
-    if arm == name:
-        model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=2)
-    else:
-        model = AutoModelForSequenceClassification.from_config(config_of(name, tokenizer, options))
-    model = model.to(options.device).train()
+    pretrained = options.work / arm.removeprefix("scratch:")
+    folder = pretrained if options.work / arm == pretrained else untrained(pretrained, seed, options)
     train, rows = (read_rows(options.glue / task / f"{part}.jsonl") for part in ("train", "validation"))
     # The same rows in every run: the subset does not depend on the seed.
-    chosen = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: options.max_rows]
-    train = [train[int(index)] for index in chosen]
-    encoded, held_out = encode(tokenizer, train, task), encode(tokenizer, rows, task)
-    steps = options.epochs * math.ceil(len(train) / options.fine_batch)
-
-    def batches() -> Iterator[dict[str, Tensor]]:
-        for _ in range(options.epochs):
-            for places in torch.randperm(len(train)).split(options.fine_batch):
-                yield collate(tokenizer, [encoded[int(place)] for place in places])
-
-    for _ in steps_of(model, batches(), steps, options.rate, options.device):
-        pass
-    model.eval()
-    guesses: list[int] = []
-    with torch.no_grad():
-        for start in range(0, len(rows), 128):
-            batch = collate(tokenizer, held_out[start : start + 128])
-            batch.pop("labels")
-            moved = {key: value.to(options.device) for key, value in batch.items()}
-            guesses += model(**moved).logits.argmax(-1).tolist()
-    truth = [int(row["label"]) for row in rows]
-    return {"score": score(task, guesses, truth), "seconds": time.perf_counter() - started}
+    random.Random(0).shuffle(train)
+    given = arguments(options, folder, options.rate, options.fine_batch, num_train_epochs=options.epochs)
+    del given["output_dir"]
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    score, _ = fine_tuned_score(folder, task, tokenizer, rows, train[: options.max_rows], seed, given, options.length)
+    return {"score": score, "seconds": time.perf_counter() - started}
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]], task: str) -> list[dict[str, Any]]:
-    """Return the model's inputs and the label of each row."""
-    texts = [[row[column] for row in rows] for column in TASKS[task]]
-    encoded = tokenizer(*texts, truncation=True)
-    return [
-        {**{name: encoded[name][index] for name in tokenizer.model_input_names}, "labels": int(row["label"])}
-        for index, row in enumerate(rows)
-    ]
-
-
-def collate(tokenizer: PreTrainedTokenizerBase, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-    """Pad rows to tensors."""
-    return dict(tokenizer.pad(rows, return_tensors="pt"))
-
-
-def score(task: str, guesses: list[int], truth: list[int]) -> float:
-    """Return GLUE's measure in per cent: accuracy, mean of accuracy and F1 (MRPC), Matthews correlation (CoLA)."""
-    pairs = list(zip(guesses, truth, strict=True))
-    true, false = pairs.count((1, 1)), pairs.count((1, 0))
-    missed, rejected = pairs.count((0, 1)), pairs.count((0, 0))
-    accuracy = (true + rejected) / len(pairs)
-    if task == "mrpc":
-        f1 = 2 * true / max(1, 2 * true + false + missed)
-        return 50 * (accuracy + f1)
-    if task == "cola":
-        product = (true + false) * (true + missed) * (rejected + false) * (rejected + missed)
-        return 100 * (true * rejected - false * missed) / math.sqrt(product) if product else 0.0
-    return 100 * accuracy
+def untrained(pretrained: Path, seed: int, options: argparse.Namespace) -> Path:
+    """Return the folder of an encoder of the same kind that has learned nothing."""
+    folder = options.work / f"untrained-{pretrained.name}-{seed}"
+    tokenizer = AutoTokenizer.from_pretrained(pretrained)
+    torch.manual_seed(seed)
+    AutoModel.from_config(config_of(pretrained.name, tokenizer, options)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 if __name__ == "__main__":

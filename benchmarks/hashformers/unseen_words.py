@@ -5,13 +5,12 @@
 For each word the table has the Hamming distance of the 128 bits, and the cosine of the vectors that a `proj` and a
 `pool` structure with random values gives (without the vector that all words share), averaged over `--seeds` families of
 hashes and values. "random word" is the mean over all pairs of different rows of the table. Nothing is trained:
-the figures say what the bits alone say.
+the figures show what the bits alone hold.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 from itertools import combinations
@@ -23,8 +22,9 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import hf_compact_embeddings as hce  # noqa: E402
-from hf_compact_embeddings.modeling.hashing import HashSettings, WordHasher, expand_bits, unpack_signatures  # noqa: E402
-from hf_compact_embeddings.modeling.structure_hashed import HashEmbedding  # noqa: E402
+
+from ..common.library import HashEmbedding, HashSettings, WordHasher, expand_bits, unpack_signatures  # noqa: E402
+from ..common.record import write  # noqa: E402
 
 PAIRS = {
     "typo, letter doubled": [("wonderful", "wonderfull"), ("tomorrow", "tommorrow"), ("necessary", "neccessary")],
@@ -42,19 +42,18 @@ VOCABULARIES = (30_000, 300_000, 3_000_000, 30_000_000)
 
 
 def main() -> None:
-    """Print both tables, or one JSON object."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10, help="families of hashes and values to average over")
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--output", help="JSON file to write")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = {"distances": distances(arguments.seeds, arguments.width), "megabytes": megabytes(arguments.width)}
-    if arguments.json:
-        print(json.dumps(found))
-        return
     print(markdown("pair", found["distances"]))
     print(markdown("words", found["megabytes"]))
+    if arguments.output:
+        write(arguments.output, found, families=arguments.seeds, width=arguments.width)
 
 
 def markdown(corner: str, rows: dict[str, dict[str, float]]) -> str:
