@@ -99,4 +99,7 @@ def _experiment(fields: dict[str, Any]) -> Experiment:
     known = {field.name for field in dataclasses.fields(Experiment)}
     if unknown := sorted(fields.keys() - known):
         sys.exit(f"no field of an experiment: {', '.join(unknown)}; its fields are {', '.join(sorted(known))}")
-    return Experiment(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    frozen: dict[str, Any] = {
+        name: tuple(given) if isinstance(given, list) else given for name, given in fields.items()
+    }
+    return Experiment(**frozen)

@@ -194,8 +194,9 @@ class Study:
 
     def compress(self, ratio: float, fit: Fit, power: float) -> tuple[PreTrainedModel, float]:
         """Return a compact model, and the CPU seconds of the fit."""
+        rows, width = self.table.shape
         options = {
-            "max_bytes": linear_bytes(*self.table.shape, ratio) + private_bytes(len(self.exact), self.table.shape[1]),
+            "max_bytes": linear_bytes(rows, width, ratio) + private_bytes(len(self.exact), width),
             "frequency_power": power,
             "hidden_width": self.options.hidden if fit.hidden else 0,
             **fit.options,
@@ -209,7 +210,7 @@ class Study:
     def fidelity(self, model: PreTrainedModel) -> dict[str, Any]:
         """Return what the table takes, and how near its rows are to the dense ones, exact rows included."""
         structure = model.get_input_embeddings()
-        report = hce.inspect(model, against=self.dense)
+        report = hce.inspect(model, against=self.dense).to_dict()
         decoded = structure.dense().detach()
         cosines = torch.cosine_similarity(decoded, self.table, dim=1).double().cpu()
         # The paper's loss at the end of its training, when its power of the error is 0.1.
@@ -217,9 +218,9 @@ class Study:
         return {
             "rank": stored_value(structure, "rank"),
             "bytes": structure.nbytes,
-            "paper_loss": COSINE_SHARE * (1 - report.mean_cosine) + POWER_SHARE * error,
-            "relative_mse": report.relative_mse,
-            "mean_cosine": report.mean_cosine,
+            "paper_loss": COSINE_SHARE * (1 - report["mean_cosine"]) + POWER_SHARE * error,
+            "relative_mse": report["relative_mse"],
+            "mean_cosine": report["mean_cosine"],
             "weighted_cosine": float(self.weights @ cosines / self.weights.sum()),
         }
 

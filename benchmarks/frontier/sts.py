@@ -62,7 +62,9 @@ def main() -> None:
     counts = count_tokens((line for path in options.texts for line in read_lines(path)), tokenizer, len(weight))
     sentences = one_sentence_of_each_line(options.texts)
     pairs = {Path(path).stem: read_rows(path) for path in options.pairs}
-    results = [{"method": "dense", **{name: sts_score(dense, tokenizer, rows) for name, rows in pairs.items()}}]
+    results: list[dict[str, Any]] = [
+        {"method": "dense", **{name: sts_score(dense, tokenizer, rows) for name, rows in pairs.items()}}
+    ]
     for method, given in settings():
         started = time.process_time()
         compact = compress_within(dense, method, given, tokenizer, token_counts=counts, texts=sentences)

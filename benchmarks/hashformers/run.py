@@ -124,7 +124,7 @@ def save(result: dict[str, Any], options: argparse.Namespace) -> None:
     print(f"{time.strftime('%H:%M:%S')} {len(result['runs'])} runs", file=sys.stderr, flush=True)
 
 
-def summary(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+def summary(result: dict[str, Any]) -> dict[str, dict[str, dict[str, float | None]]]:
     """Return mean and standard deviation over the seeds, by arm and task."""
     scores: dict[str, dict[str, list[float]]] = {}
     for key, run in result["runs"].items():

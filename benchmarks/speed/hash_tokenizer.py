@@ -24,7 +24,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch  # noqa: E402
 
-from hf_compact_embeddings import CompactHashTokenizer  # noqa: E402
+import hf_compact_embeddings as hce  # noqa: E402
 
 
 def main() -> None:
@@ -65,14 +65,14 @@ def _tokenizers(subword_tokenizer: str | None) -> dict[str, dict[str, Any]]:
 
 def _speeds(options: dict[str, Any], lines: Sequence[str], batch_size: int, repeat: int) -> dict[str, float]:
     """Return how many words there are, and words a second in each situation."""
-    splitter = CompactHashTokenizer()
+    splitter = hce.CompactHashTokenizer()
     distinct = sorted({token for line in lines for token in splitter.tokenize(line)})
     distinct_lines = [" ".join(distinct[start : start + 100]) for start in range(0, len(distinct), 100)]
     first, again, new = [], [], []
     words = 0
     for _ in range(repeat):
-        tokenizer = CompactHashTokenizer(**options)
-        fresh = CompactHashTokenizer(**options)
+        tokenizer = hce.CompactHashTokenizer(**options)
+        fresh = hce.CompactHashTokenizer(**options)
         words, seconds = _encode(tokenizer, lines, batch_size)
         first.append(seconds)
         again.append(_encode(tokenizer, lines, batch_size)[1])
@@ -86,7 +86,7 @@ def _speeds(options: dict[str, Any], lines: Sequence[str], batch_size: int, repe
     }
 
 
-def _encode(tokenizer: CompactHashTokenizer, lines: Sequence[str], batch_size: int) -> tuple[int, float]:
+def _encode(tokenizer: hce.CompactHashTokenizer, lines: Sequence[str], batch_size: int) -> tuple[int, float]:
     """Encode all lines; return the number of their words, and the seconds that took."""
     words = 0
     seconds = 0.0

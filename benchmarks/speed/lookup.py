@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,16 +84,17 @@ def times(compact: hce.CompactEmbedding, dense: torch.nn.Embedding, rounds: int)
     """Return milliseconds and ratios to the dense side, of look-ups and of scores for each number of queries."""
     rows, width = dense.weight.shape
     ids = torch.randint(rows, (8, TOKENS // 8))
+
+    def dense_scores(hidden: torch.Tensor) -> torch.Tensor:
+        return hidden @ dense.weight.T
+
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "look_up": (lambda: compact(ids), lambda: dense(ids))
     }
     for queries in QUERIES:
         hidden = torch.randn(queries, width)
-        pairs[f"scores_{queries}"] = (
-            lambda hidden=hidden: compact.project(hidden),
-            lambda hidden=hidden: hidden @ dense.weight.T,
-        )
-    found = {}
+        pairs[f"scores_{queries}"] = (partial(compact.project, hidden), partial(dense_scores, hidden))
+    found: dict[str, float] = {}
     for name, pair in pairs.items():
         seconds, relative = ratio(*pair, rounds if name == "look_up" else 11)
         found |= {f"{name}_ms": round(seconds * 1e3, 4), f"{name}_over_dense": round(relative, 3)}

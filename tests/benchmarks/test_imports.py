@@ -21,6 +21,7 @@ FILES = sorted(FOLDER.rglob("*.py"))
 # The one file that knows where in the package things are that have no public name.
 LIBRARY = FOLDER / "common" / "library.py"
 RECORDS = sorted(FOLDER.glob("*/results/*.json"))
+READMES = [*sorted(FOLDER.rglob("README.md")), REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
 
 def named(path: Path) -> str:
@@ -78,7 +79,7 @@ def test_each_record_says_its_command_and_is_listed(path: Path) -> None:
     assert f"{path.name}" in readme, f"{path.parents[1].name}/README.md does not say what {path.name} is"
 
 
-@pytest.mark.parametrize("path", [FOLDER / "README.md", *FOLDER.glob("*/README.md"), REPOSITORY / "README.md"], ids=str)
+@pytest.mark.parametrize("path", READMES, ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_what_a_readme_names_exists(path: Path) -> None:
     text = path.read_text()
     for module in re.findall(r"python -m (benchmarks[\w.]*)", text):
