@@ -12,7 +12,7 @@ demo: .venv/.demo
 
 # The cards in model_cards/; STS=FILE adds the STS benchmark (see the script).
 cards: .venv/.demo
-	$(BIN)/python benchmarks/make_cards.py $(if $(STS),--sts $(STS))
+	$(BIN)/python -m benchmarks.cards $(if $(STS),--sts $(STS))
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal

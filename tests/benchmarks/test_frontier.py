@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from hf_compact_embeddings.fitting.spectrum import covariance
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
-import frontier_fit  # noqa: E402
-import frontier_peers as peers  # noqa: E402
-import frontier_run  # noqa: E402
-import frontier_settings  # noqa: E402
-import frontier_spectra  # noqa: E402
-from frontier_plot import STYLES, pareto  # noqa: E402
+from benchmarks.common.library import covariance, private_bytes
+from benchmarks.frontier import fit, measuring, peers, settings, spectra
+from benchmarks.frontier.plot import STYLES, pareto
 
 _ROWS, _WIDTH = 600, 32
 
@@ -26,13 +18,13 @@ _ROWS, _WIDTH = 600, 32
 @pytest.fixture
 def table():
     variances = np.arange(1.0, _WIDTH + 1) ** -1.0
-    return np.concatenate(list(frontier_spectra.gaussian_rows(_ROWS, variances, 0)))
+    return np.concatenate(list(spectra.gaussian_rows(_ROWS, variances, 0)))
 
 
 @pytest.fixture
 def facts(table):
     variances = torch.linalg.eigvalsh(covariance(torch.from_numpy(table))[1]).numpy()
-    return frontier_settings.Table(_ROWS, _WIDTH, frontier_fit.private_bytes(2, _WIDTH), variances, variances)
+    return settings.Table(_ROWS, _WIDTH, private_bytes(2, _WIDTH), variances, variances)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +38,7 @@ def facts(table):
         (peers.scaled_bytes(600, 32, 4, 16), [(600, 16, 1), (600, 2, 2)]),
         # 300 blocks; two blocks of their scales, an offset, and tables of 256 and 16 levels.
         (peers.block_bytes(600 * 32), [(600, 16, 1), (300, 1, 1), (2 + 1 + 256 + 16, 1, 2)]),
-        (frontier_fit.private_bytes(2, 32), [(2, 32, 2), (2, 4, 1)]),
+        (private_bytes(2, 32), [(2, 32, 2), (2, 4, 1)]),
     ],
 )
 def test_bytes_are_those_of_the_arrays(counted, arrays):
@@ -77,27 +69,27 @@ def test_the_pareto_front_keeps_what_nothing_beats():
 
 
 def test_every_family_has_a_style_and_every_setting_a_name(facts):
-    settings = frontier_settings.all_settings(facts)
-    assert {setting.family for setting in settings} == set(STYLES)
-    assert len({setting.name for setting in settings}) == len(settings)
-    assert {setting.library for setting in settings} == {frontier_fit.OURS, *frontier_settings.LIBRARIES}
+    found = settings.all_settings(facts)
+    assert {setting.family for setting in found} == set(STYLES)
+    assert len({setting.name for setting in found}) == len(found)
+    assert {setting.library for setting in found} == {fit.OURS, *settings.LIBRARIES}
 
 
 def test_our_fits_keep_their_budget_and_the_exact_rows(tmp_path, table, facts):
     ids = np.array([0, 7])
-    frontier_fit.Inputs(table, counts=np.arange(_ROWS) + 1.0, private_ids=ids).write(tmp_path)
-    judge = frontier_run.Judge(table, table.size, torch.from_numpy(facts.variances), None)
+    fit.Inputs(table, counts=np.arange(_ROWS) + 1.0, private_ids=ids).write(tmp_path)
+    judge = measuring.Judge(table, table.size, torch.from_numpy(facts.variances), None)
     errors = {}
-    for setting in frontier_settings.all_settings(facts):
+    for setting in settings.all_settings(facts):
         families = ("rotated", "subspace", "factorized (SVD)")
         # A table as small as this has no room for two factors at the lowest rate.
         if setting.group not in {f"{family}, 2 bits" for family in families} | {"rotated, 1 bit", "rotated, 0.3 bits"}:
             continue
-        measured = frontier_fit.measure(setting, tmp_path)
+        measured = fit.measure(setting, tmp_path)
         decoded = np.load(tmp_path / "decoded.npy")
         np.testing.assert_array_equal(decoded[ids], table[ids].astype(np.float16))
         judged = judge(decoded, measured["bytes"])
-        assert judged["bits_per_weight"] <= frontier_settings.RATES[setting.group.split(", ")[1]]
+        assert judged["bits_per_weight"] <= settings.RATES[setting.group.split(", ")[1]]
         assert judged["gap_db"] > 0
         errors[setting.name] = judged["relative_mse"]
     assert errors["rotated, 2 bits"] < errors["rotated, 1 bit"] < errors["rotated, 0.3 bits"] < 1
@@ -106,12 +98,12 @@ def test_our_fits_keep_their_budget_and_the_exact_rows(tmp_path, table, facts):
 
 def test_a_sample_is_coded_by_the_plan_of_the_whole_table(tmp_path, table, facts):
     coded = np.arange(5, 300, 3)
-    setting = frontier_settings.unweighted(facts, "2 bits", 2.0)[0]
-    frontier_fit.Inputs(table).write(tmp_path)
-    whole = frontier_fit.measure(setting, tmp_path)
+    setting = settings.unweighted(facts, "2 bits", 2.0)[0]
+    fit.Inputs(table).write(tmp_path)
+    whole = fit.measure(setting, tmp_path)
     rows = np.load(tmp_path / "decoded.npy")[coded]
-    frontier_fit.Inputs(None, coded=coded).write(tmp_path)
-    sample = frontier_fit.measure(setting, tmp_path)
+    fit.Inputs(None, coded=coded).write(tmp_path)
+    sample = fit.measure(setting, tmp_path)
     decoded = np.load(tmp_path / "decoded.npy")
     assert decoded.shape == rows.shape
     assert sample["bytes"] == whole["bytes"]
@@ -120,25 +112,25 @@ def test_a_sample_is_coded_by_the_plan_of_the_whole_table(tmp_path, table, facts
 
 
 def test_missing_libraries_are_left_out_with_a_reason(monkeypatch, capsys):
-    for library in frontier_settings.LIBRARIES:
+    for library in settings.LIBRARIES:
         monkeypatch.setitem(sys.modules, library, None)
-    assert frontier_run.available() == {frontier_fit.OURS}
+    assert measuring.available() == {fit.OURS}
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(frontier_settings.LIBRARIES)
+    assert len(lines) == len(settings.LIBRARIES)
     assert all("is left out" in line and "ModuleNotFoundError" in line and "[peers]" in line for line in lines)
 
 
 def test_results_are_found_again_unless_their_setting_changed(tmp_path, facts):
-    setting, other = frontier_settings.all_settings(facts)[:2]
-    results = frontier_run.Results(tmp_path / "found.json", None)
-    results.add({"source": "table", **frontier_fit.dataclasses.asdict(setting), "bytes": 1, "best": True})
-    again = frontier_run.Results(tmp_path / "found.json", None)
+    setting, other = settings.all_settings(facts)[:2]
+    results = measuring.Results(tmp_path / "found.json", None)
+    results.add({"source": "table", **fit.dataclasses.asdict(setting), "bytes": 1, "best": True})
+    again = measuring.Results(tmp_path / "found.json", None)
     assert again.find(setting, "table")["bytes"] == 1
     assert again.find(setting, "another table") is None
     assert again.find(other, "table") is None
-    changed = frontier_fit.dataclasses.replace(setting, options={**setting.options, "bits": 3})
+    changed = fit.dataclasses.replace(setting, options={**setting.options, "bits": 3})
     assert again.find(changed, "table") is None
-    assert not frontier_run.Results(tmp_path / "found.json", setting.name).found
+    assert not measuring.Results(tmp_path / "found.json", setting.name).found
 
 
 def test_checks_compare_each_with_the_bound_at_its_own_bytes():
@@ -148,4 +140,4 @@ def test_checks_compare_each_with_the_bound_at_its_own_bytes():
         {"group": "faiss OPQ, 1 bit", "best": True, "gap_db": 1.5},
         {"group": "faiss OPQ, 1 bit", "gap_db": 1.4},
     ]
-    assert [check["met"] for check in frontier_run.checks(results)] == [True, True, False]
+    assert [check["met"] for check in measuring.checks(results)] == [True, True, False]

@@ -13,18 +13,16 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-
-import open_texts  # noqa: E402
-import record  # noqa: E402
+from benchmarks.calibration import open_texts
+from benchmarks.common import record
 
 
 def test_a_command_does_not_say_where_files_are(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--arms", "dense=/far/away/models/mini", "a=b/c", "b=/far/models/f=8", "--texts", "/far/away/text.txt"]
-    monkeypatch.setattr(sys, "argv", ["/somewhere/run.py", *words, "/far/away/f=8", "--set", "f=8"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/benchmarks/speed/lookup.py", *words, "/far/away/f=8", "--set", "f=8"])
     expected = (
-        "python benchmarks/run.py --arms dense=models/mini a=b/c b=models/f=8 --texts away/text.txt away/f=8 --set f=8"
+        "python -m benchmarks.speed.lookup --arms dense=models/mini a=b/c b=models/f=8 --texts away/text.txt away/f=8"
+        " --set f=8"
     )
     assert record.command() == expected
 

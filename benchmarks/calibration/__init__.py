@@ -1,0 +1,1 @@
+"""What does distillation on unlabelled text bring back?"""

@@ -1,0 +1,1 @@
+"""How do calibrated checkpoints fine-tune, beside the dense model?"""

@@ -1,0 +1,1 @@
+"""What do inputs without a vocabulary give, and cost?"""

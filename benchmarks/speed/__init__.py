@@ -1,0 +1,1 @@
+"""What do fits, look-ups, scores and training steps take?"""
