@@ -16,6 +16,7 @@ from . import registration, training  # noqa: E402
 from .compression import compress, decompress  # noqa: E402
 from .evaluation.report import Report, inspect  # noqa: E402
 from .evaluation.tasks import Evaluation, evaluate  # noqa: E402
+from .fitting import registered_methods  # noqa: E402
 from .hub import HubError, TaskResult, push_to_hub  # noqa: E402
 from .modeling import modeling_compact  # noqa: E402
 from .modeling.errors import (  # noqa: E402
@@ -24,7 +25,6 @@ from .modeling.errors import (  # noqa: E402
     CompactEmbeddingsError,
     UnsupportedArchitectureError,
 )
-from .fitting import registered_methods  # noqa: E402
 from .modeling.options import StructureConfig  # noqa: E402
 from .modeling.structure import CompactEmbedding, methods  # noqa: E402
 from .modeling.tokenization_hash import CompactHashTokenizer  # noqa: E402
@@ -57,7 +57,8 @@ __all__ = [
 ]
 
 # Each method's configuration class is a public name: SubspaceConfig and its like.
-_METHOD_CONFIGS = {method.structure.options_class.__name__: method.structure.options_class for method in registered_methods()}
+_OPTIONS_CLASSES = [method.structure.options_class for method in registered_methods()]
+_METHOD_CONFIGS = {options_class.__name__: options_class for options_class in _OPTIONS_CLASSES}
 # What is imported from `training` when it is asked for.
 _TRAINING = ("CalibrationError", "calibrate")
 # Needs Trainer, which takes seconds to import.

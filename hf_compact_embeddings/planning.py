@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
 from .exact_rows import always_exact, exact_rows
-from .fitting import FitSource, Method, fit_structure, method_of, registered_methods
+from .fitting import FitSource, Method, fit_structure, registered_methods
 from .fitting.methods import stored_bytes
 from .fitting.spectrum import covariance, gap_db, shannon_bound
 from .modeling.architectures import find_input_table
@@ -112,7 +112,8 @@ def _budget(table: Tensor, given: dict[str, Any]) -> int:
     chosen = {name: value for name, value in given.items() if value is not None}
     if len(chosen) != 1:
         raise CompactConfigError(f"Exactly one of {', '.join(map(repr, BUDGETS))} must be given: {given}.")
-    budget = StructureConfig(**chosen).budget(*table.shape, table.element_size())
+    rows, width = table.shape
+    budget = StructureConfig(**chosen).budget(rows, width, table.element_size())
     if budget is None or budget >= table.nbytes:
         name, value = next(iter(chosen.items()))
         raise config_error(name, value, f"the dense table takes {table.nbytes:,} bytes already")

@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hf_compact_embeddings.evaluation.classification import find_task
+from hf_compact_embeddings.evaluation.metrics import interval_95
+from hf_compact_embeddings.evaluation.sts import sts_spearman
+from hf_compact_embeddings.modeling.structure_hashed import HashEmbedding
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
@@ -17,11 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hf_compact_embeddings as hce
 from hf_compact_embeddings import token_statistics
 from hf_compact_embeddings.evaluation import finetuning
-from hf_compact_embeddings.evaluation.classification import find_task
-from hf_compact_embeddings.evaluation.metrics import interval_95
 from hf_compact_embeddings.evaluation.perplexity import perplexity
 from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors
-from hf_compact_embeddings.evaluation.sts import sts_spearman
 from hf_compact_embeddings.exact_rows import always_exact
 from hf_compact_embeddings.fitting import FitSource, fit_structure, predictor_of
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
@@ -29,7 +30,6 @@ from hf_compact_embeddings.hub import make_card
 from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.modeling.hashing import HashSettings, WordHasher, expand_bits, unpack_signatures
 from hf_compact_embeddings.modeling.structure import config_class_of, make_config
-from hf_compact_embeddings.modeling.structure_hashed import HashEmbedding
 from hf_compact_embeddings.sensitivity import sensitivity_metric
 
 __all__ = [

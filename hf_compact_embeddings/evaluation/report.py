@@ -148,7 +148,8 @@ def count_collisions(structure: CompactEmbedding) -> int:
     seen: set[bytes] = set()
     for chunk in structure.dense_chunks():
         # Adding zero makes one zero of the two.
-        seen.update(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in (chunk.float() + 0.0).cpu().numpy())
+        rows = (chunk.float() + 0.0).cpu().numpy()
+        seen.update(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
     return structure.num_embeddings - len(seen)
 
 

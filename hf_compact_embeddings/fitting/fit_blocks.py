@@ -149,7 +149,8 @@ def _codebooks(
     start = 0
     for block, width in enumerate(tqdm(plan.widths, desc="Clustering blocks", unit="block", leave=False, delay=1.0)):
         mine = blocks_of_row > block
-        part, part_weights = points[mine, start : start + width], sampled_weights[mine]
+        part = points[mine, start : start + width]
+        part_weights = None if sampled_weights is None else sampled_weights[mine]
         # With fewer rows than entries each row is one, and the rest stays unused.
         count = min(entries, len(part))
         if count:

@@ -89,7 +89,7 @@ def _candidates(rows: int, width: int, max_bytes: int) -> list[FactorizedConfig]
 
 
 def _needs(options: FactorizedConfig) -> frozenset[Need]:
-    return frozenset({"sensitivity"} if options.metric == "sensitivity" else ()) | {"counts"}
+    return frozenset({"counts", "sensitivity"} if options.metric == "sensitivity" else {"counts"})
 
 
 register_method(structure=FactorizedEmbedding, fit=fit_factorized, needs=_needs, candidates=_candidates)

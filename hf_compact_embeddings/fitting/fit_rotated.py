@@ -263,7 +263,7 @@ def _candidates(rows: int, width: int, max_bytes: int) -> list[RotatedConfig]:
 
 def tiered_needs(options: TieredConfig) -> frozenset[Need]:
     """Return what fits read that weigh rows by their counts, in a metric."""
-    return frozenset({"sensitivity"} if options.metric == "sensitivity" else ()) | {"counts"}
+    return frozenset({"counts", "sensitivity"} if options.metric == "sensitivity" else {"counts"})
 
 
 register_method(

@@ -122,7 +122,7 @@ def _candidates(rows: int, width: int, max_bytes: int) -> list[SubspaceConfig]:
 
 def _needs(options: SubspaceConfig) -> frozenset[Need]:
     contextual = options.assignment == "cluster" and options.features == "contextual"
-    return frozenset({"contextual_states"} if contextual else ()) | {"counts"}
+    return frozenset({"counts", "contextual_states"} if contextual else {"counts"})
 
 
 register_method(structure=SubspaceEmbedding, fit=fit_subspace, needs=_needs, candidates=_candidates)

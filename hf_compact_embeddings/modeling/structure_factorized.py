@@ -139,8 +139,8 @@ class FactorizedEmbedding(CompactEmbedding):
     hidden_decoder: nn.Parameter | None
     row_scales: nn.Parameter | None
     codes: nn.Parameter | None
-    code_bytes: Tensor | None
-    code_scales: nn.Parameter | None
+    code_bytes: Tensor
+    code_scales: nn.Parameter
 
     def __init__(
         self,
@@ -237,7 +237,6 @@ class FactorizedEmbedding(CompactEmbedding):
     @torch.no_grad()
     def set_int8_codes(self, codes: Tensor, scales: Tensor) -> None:
         """Store int8 codes (V, k) and the scale of each row (V,)."""
-        assert self.code_bytes is not None and self.code_scales is not None
         self.code_bytes.copy_((codes.to(torch.int16) + _INT8_ZERO).to(torch.uint8))
         self.code_scales.copy_(scales)
 
@@ -253,7 +252,6 @@ class FactorizedEmbedding(CompactEmbedding):
         if self.codes is not None:
             self.codes.normal_()
         else:
-            assert self.code_bytes is not None and self.code_scales is not None
             draw_codes_(self.code_bytes, self.layout.rank, 8, 256)
             # Bytes drawn evenly spread over 256 / sqrt(12) steps.
             self.code_scales.fill_(12**0.5 / 256)
@@ -272,5 +270,5 @@ class FactorizedEmbedding(CompactEmbedding):
             tensor = getattr(self, name)
             if tensor is not None:
                 setattr(self, name, nn.Parameter(tensor[:count].clone(), requires_grad=tensor.requires_grad))
-        if self.code_bytes is not None:
+        if self.layout.int8_codes:
             self.code_bytes = self.code_bytes[:count].clone()

@@ -173,7 +173,7 @@ class CalibrationTrainer(MeanLossTrainer):
             # A pickle, which nothing reads and nobody should be sent.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            prefix = self.compact.structure_path() + "."
+            prefix = self.compact.input_table_path + "."
             state = self.compact.state_dict() if state_dict is None else state_dict
             exact = {
                 name.removeprefix(prefix): tensor.detach().cpu().contiguous()
