@@ -12,7 +12,7 @@ import pytest
 from transformers.dynamic_module_utils import get_relative_imports
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
-from hf_compact_embeddings.modeling.structure import config_classes, structure_class_of
+from hf_compact_embeddings.fitting import Method, registered_methods
 from hf_compact_embeddings.modeling.transformers_internals import model_mappings
 
 from .tools import PACKAGE
@@ -181,14 +181,10 @@ def test_the_check_of_conditions_can_fail() -> None:
         assert found & ARCHITECTURE_NAMES, code
 
 
-@pytest.mark.parametrize("config_class", config_classes(), ids=lambda cls: cls.method)
-def test_a_methods_name_stands_in_its_own_files_only(config_class) -> None:
-    method = config_class.method
-    own = {
-        Path(inspect.getfile(config_class)),
-        Path(inspect.getfile(structure_class_of(config_class()))),
-        PACKAGE / "fitting" / f"fit_{method}.py",
-    }
+@pytest.mark.parametrize("registered", registered_methods(), ids=lambda method: method.name)
+def test_a_methods_name_stands_in_its_own_files_only(registered: Method) -> None:
+    method = registered.name
+    own = {Path(inspect.getfile(registered.structure)), PACKAGE / "fitting" / f"fit_{method}.py"}
     for path in FILES:
         if path in own or method in path.stem:
             continue
@@ -197,18 +193,19 @@ def test_a_methods_name_stands_in_its_own_files_only(config_class) -> None:
                 assert node.value != method, f"{named(path)}:{node.lineno} names the method {method!r}"
 
 
-@pytest.mark.parametrize("config_class", config_classes(), ids=lambda cls: cls.method)
-def test_a_method_is_imported_by_one_line_of_the_factory(config_class) -> None:
-    module = Path(inspect.getfile(config_class)).stem
+@pytest.mark.parametrize("registered", registered_methods(), ids=lambda method: method.name)
+def test_a_method_is_imported_by_one_line_of_the_factory(registered: Method) -> None:
+    module = Path(inspect.getfile(registered.structure)).stem
+    assert module == f"structure_{registered.name}", "checkpoints find a method's file by its name"
     lines = [
         node
         for node in tree_of(PACKAGE / "modeling" / "modeling_compact.py").body
         if isinstance(node, ast.ImportFrom) and node.module == module
     ]
     assert len(lines) == 1
-    own = {Path(inspect.getfile(structure_class_of(config_class()))).stem, f"fit_{config_class.method}"}
+    own = {module, f"fit_{registered.name}"}
     for path in FILES:
-        if path.name != "modeling_compact.py" and path.stem not in own and config_class.method not in path.stem:
+        if path.name != "modeling_compact.py" and path.stem not in own and registered.name not in path.stem:
             if named(path) == "cli/demo.py":
                 continue  # it shows what some methods do
             assert not [name for name in imported(path) if module in name], f"{named(path)} imports {module}"

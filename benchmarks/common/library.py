@@ -9,10 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hf_compact_embeddings.evaluation.classification import find_task
-from hf_compact_embeddings.evaluation.metrics import interval_95
-from hf_compact_embeddings.evaluation.sts import sts_spearman
-from hf_compact_embeddings.modeling.structure_hashed import HashEmbedding
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor
@@ -20,16 +16,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings import token_statistics
-from hf_compact_embeddings.evaluation import finetuning
 from hf_compact_embeddings.evaluation.perplexity import perplexity
-from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors
+from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors, sts_correlation
 from hf_compact_embeddings.exact_rows import always_exact
-from hf_compact_embeddings.fitting import FitSource, fit_structure, predictor_of
+from hf_compact_embeddings.finetuning.classification import find_task
+from hf_compact_embeddings.finetuning.metrics import interval_95
+from hf_compact_embeddings.finetuning.trainer import classify
+from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of, registered_methods
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
 from hf_compact_embeddings.hub import make_card
 from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.modeling.hashing import HashSettings, WordHasher, expand_bits, unpack_signatures
-from hf_compact_embeddings.modeling.structure import config_class_of, make_config
+from hf_compact_embeddings.modeling.structure import make_config
+from hf_compact_embeddings.modeling.structure_hash import HashEmbedding
 from hf_compact_embeddings.sensitivity import sensitivity_metric
 
 __all__ = [
@@ -97,17 +96,11 @@ def private_bytes(count: int, width: int) -> int:
 
 
 def configuration(method: str, shape: Iterable[int], exact_rows: int = 0, **options: Any) -> hce.StructureConfig:
-    """Return a configuration for a table (V, D).
-
-    Its budget, `max_bytes` or `ratio` (to the table in float32), counts all that is stored, rows kept exactly included.
-    """
+    """Return a configuration for a table (V, D), whose ratio is one to the table in float32."""
     rows, width = shape
     given = dict(options)
     if "ratio" in given:
         given["max_bytes"] = int(rows * width * _FLOAT32_BYTES / given.pop("ratio"))
-    if "max_bytes" in given:
-        # A method's own budget leaves out the rows that are kept exactly.
-        given["max_bytes"] -= private_bytes(exact_rows, width)
     return make_config(method, **given)
 
 
@@ -126,12 +119,18 @@ def compress_within(
 
 def candidates(method: str, rows: int, width: int, max_bytes: int) -> list[dict[str, Any]]:
     """Return the options that a method would be planned with, for coded rows alone."""
-    return [config.to_dict() for config in config_class_of(method).candidates(rows, width, max_bytes)]
+    found = next(one for one in registered_methods() if one.name == method)
+    # Methods that plan for themselves need to know what they may spend.
+    budget = {} if found.predict is None else {"max_bytes": max_bytes}
+    return [
+        {"method": method, **dataclasses.replace(options, **budget).to_json()}
+        for options in found.candidates(rows, width, max_bytes)
+    ]
 
 
 def stored_value(structure: hce.CompactEmbedding, name: str) -> Any:
-    """Return an option of a structure, or what its fit found."""
-    parts = (getattr(structure, part, None) for part in ("layout", "options", "config"))
+    """Return what a structure's fit found, or an option of it."""
+    parts = (structure.layout, structure.options)
     return next(getattr(part, name) for part in parts if hasattr(part, name))
 
 
@@ -145,16 +144,17 @@ def fit_rows(config: hce.StructureConfig, table: Tensor, **evidence: Any) -> hce
 
 def predict_rows(config: hce.StructureConfig, table: Tensor, coded: Tensor, **evidence: Any) -> tuple[int, Tensor]:
     """Return the bytes of a whole table (V, D), and some of its rows decoded, coded alone by the whole table's plan."""
-    predictor = predictor_of(config)
-    if predictor is None:
+    method = method_of(config)
+    if method.predict is None:
         raise SystemExit(f"{config.method} cannot code a sample of a table")
-    num_bytes, decoded = predictor(config, FitSource(table, **evidence), coded)
-    return num_bytes, decoded.detach()
+    budget = config.budget(*table.shape)
+    num_bytes, structure = method.predict(config, FitSource(table, max_bytes=budget, **evidence), coded)
+    return num_bytes, structure.dense().detach()
 
 
 def kept_exactly(config: hce.StructureConfig, count: int) -> hce.StructureConfig:
     """Return the configuration for a table of which so many rows are kept exactly."""
-    return dataclasses.replace(config, private_rows=count, mask_padding=False)
+    return dataclasses.replace(config, private_rows=count)
 
 
 # Measures
@@ -168,7 +168,7 @@ def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows:
 def sts_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]]) -> float:
     """Return 100 times the rank correlation of cosines and scores."""
     with torch.no_grad():
-        return sts_spearman(model, tokenizer, pairs)
+        return 100 * sts_correlation(model, tokenizer, pairs)
 
 
 def fine_tuned_score(
@@ -183,7 +183,7 @@ def fine_tuned_score(
 ) -> tuple[float, dict[str, float]]:
     """Fine-tune a checkpoint on a task of GLUE; return its score in per cent, as GLUE counts it, and all metrics."""
     chosen = find_task(f"glue/{task}")
-    metrics = finetuning.classify(folder, chosen, tokenizer, rows, train, seed, args, max_length)
+    metrics = classify(folder, chosen, tokenizer, rows, train, seed, args, max_length)
     counted = {"mrpc": ("f1", "accuracy"), "stsb": ("spearmanr",)}.get(task, chosen.metrics[:1])
     # The metrics of tasks are shares of 1.
     return 100 * sum(metrics[name] for name in counted) / len(counted), metrics

@@ -15,11 +15,11 @@ from ..modeling.structure_blocks import BlocksConfig, BlocksEmbedding, BlocksLay
 from .allocation import code_lengths, row_statistics
 from .block_plan import BlockPlan, BlockSizes, plan_blocks
 from .coded_basis import basis_bytes, store_basis
-from .fit_rotated import TableWeights, table_weights, tiered_needs, weighted_axes
 from .kmeans import assign, kmeans, sample_rows
 from .methods import empty_structure, register_method, stored_bytes
 from .principal_axes import PrincipalAxes, mean_row, row_costs
 from .source import FitSource
+from .weights import TableWeights, table_weights, tiered_needs, weighted_axes
 
 logger = logging.get_logger(__name__)
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from transformers.utils import logging
 
-from ..modeling.errors import config_error
 from ..modeling.huffman import coded_bytes
 from ..modeling.options import STORAGE_DTYPES
 from ..modeling.structure_rotated import (
@@ -23,48 +22,23 @@ from ..modeling.structure_rotated import (
     RotatedLayout,
     length_counts_of,
 )
-from ..modeling.tiered import TieredConfig
 from . import trellis
 from .allocation import code_lengths, row_statistics
 from .clusters import Clusters, choose_clusters, find_clusters
 from .coded_basis import basis_bytes, store_basis
-from .methods import Need, empty_structure, register_method, stored_bytes
-from .principal_axes import PrincipalAxes, mean_row, principal_axes, row_costs
+from .methods import empty_structure, register_method, stored_bytes
+from .principal_axes import PrincipalAxes, mean_row, row_costs
 from .source import FitSource
 from .tier_plan import TierPlan, plan_tiers
+from .weights import TableWeights, table_weights, tiered_needs, weighted_axes
 
 logger = logging.get_logger(__name__)
 
-# Powers of the token frequency for bits and for axes, with and without an output head that scores through the table.
-_POWERS = {False: (0.3, 0.75), True: (0.75, 1.0)}
 _CHUNK = 8192
 # What a bit costs depends on the clusters, and they on it.
 _ROUNDS_OF_CLUSTERS = 2
 # At the full price rows that were hardly counted would lose their clusters, which other texts would miss.
 _SHARE_OF_PRICE = 0.5
-
-
-@dataclasses.dataclass(frozen=True)
-class TableWeights:
-    """What rows weigh when bits are given out, and for axes, means and gains: both (V,)."""
-
-    bits: Tensor
-    axes: Tensor
-
-
-def table_weights(options: TieredConfig, source: FitSource) -> TableWeights:
-    """Return the weights of a source's rows by the powers that were asked for, or those that do best."""
-    powers = zip((options.frequency_power, options.axis_power), _POWERS[source.tied], strict=True)
-    bits, axes = (source.row_weights(default if given is None else given) for given, default in powers)
-    bits = torch.ones(len(source.table)) if bits is None else bits
-    return TableWeights(bits, bits if axes is None else axes)
-
-
-def weighted_axes(options: TieredConfig, source: FitSource, weights: TableWeights) -> PrincipalAxes:
-    """Return the principal axes in the metric that was asked for."""
-    if options.metric == "sensitivity" and source.metric is None:
-        raise config_error("metric", options.metric, "it needs `texts` and a `tokenizer`")
-    return principal_axes(source.table, weights.axes, source.metric if options.metric == "sensitivity" else None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,11 +233,6 @@ def _candidates(rows: int, width: int, max_bytes: int) -> list[RotatedConfig]:
     if enough and clusters >= 16 and max_bytes >= 2 * (rows * (clusters.bit_length() - 1) // 8):
         found.append(RotatedConfig(clusters=clusters))
     return found
-
-
-def tiered_needs(options: TieredConfig) -> frozenset[Need]:
-    """Return what fits read that weigh rows by their counts, in a metric."""
-    return frozenset({"counts", "sensitivity"} if options.metric == "sensitivity" else {"counts"})
 
 
 register_method(

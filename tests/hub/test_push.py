@@ -15,6 +15,7 @@ import hf_compact_embeddings as hce
 from hf_compact_embeddings.checkpoints import changed_code, write_checkpoint
 from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.modeling.auto_classes import heads_of
+from hf_compact_embeddings.modeling.code_files import shipped_files
 
 from ..tools import PACKAGE, tiny_tokenizer
 from .compact import REPO, compact_model, compact_report, dense_model, push
@@ -35,7 +36,7 @@ def assert_whole(files: dict[str, bytes]) -> None:
     assert {entry.partition(".")[0] for entry in config["auto_map"].values()} == {"modeling_compact"}
     code = {name: content for name, content in files.items() if name.endswith(".py")}
     assert {"modeling_compact.py", "structure.py", "structure_subspace.py"} <= code.keys()
-    assert code == {name: (PACKAGE / "modeling" / name).read_bytes() for name in code}
+    assert code == shipped_files(PACKAGE / "modeling" / "modeling_compact.py", {"subspace"})
     assert config["compact_code"]["files"].keys() == code.keys()
 
 

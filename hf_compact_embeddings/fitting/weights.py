@@ -1,0 +1,45 @@
+"""What rows weigh, and the axes that follow from it, in methods that cut rows into tiers."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from ..modeling.errors import config_error
+from ..modeling.tiered import TieredConfig
+from .methods import Need
+from .principal_axes import PrincipalAxes, principal_axes
+from .source import FitSource
+
+# Powers of the token frequency for bits and for axes, with and without an output head that scores through the table.
+_POWERS = {False: (0.3, 0.75), True: (0.75, 1.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TableWeights:
+    """What rows weigh when bits are given out, and for axes, means and gains: both (V,)."""
+
+    bits: Tensor
+    axes: Tensor
+
+
+def table_weights(options: TieredConfig, source: FitSource) -> TableWeights:
+    """Return the weights of a source's rows by the powers that were asked for, or those that do best."""
+    powers = zip((options.frequency_power, options.axis_power), _POWERS[source.tied], strict=True)
+    bits, axes = (source.row_weights(default if given is None else given) for given, default in powers)
+    bits = torch.ones(len(source.table)) if bits is None else bits
+    return TableWeights(bits, bits if axes is None else axes)
+
+
+def weighted_axes(options: TieredConfig, source: FitSource, weights: TableWeights) -> PrincipalAxes:
+    """Return the principal axes in the metric that was asked for."""
+    if options.metric == "sensitivity" and source.metric is None:
+        raise config_error("metric", options.metric, "it needs `texts` and a `tokenizer`")
+    return principal_axes(source.table, weights.axes, source.metric if options.metric == "sensitivity" else None)
+
+
+def tiered_needs(options: TieredConfig) -> frozenset[Need]:
+    """Return what fits read that weigh rows by their counts, in a metric."""
+    return frozenset({"counts", "sensitivity"} if options.metric == "sensitivity" else {"counts"})
