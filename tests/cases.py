@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.fitting import FitSource, fit_structure
-from hf_compact_embeddings.modeling.structure import CompactEmbedding, StructureConfig, make_config
+from hf_compact_embeddings.modeling.options import StructureConfig
+from hf_compact_embeddings.modeling.structure import CompactEmbedding, make_config
 
 from .tiny_models import ARCHITECTURES, tiny_model
 
@@ -64,7 +65,7 @@ _CASES = (
     _case("scalar", "int8"),
     _case("scalar", "int4", bits=4, group_size=8),
     _case("factorized", "svd", rank=6, fit="svd"),
-    _case("factorized", "autoencoder", ratio=2.5, restore_norm=True, hidden_width=3),
+    _case("factorized", "autoencoder", parameter_ratio=2.5, restore_norm=True, hidden_width=3),
     _case("hash", "proj", source="vocabulary"),
     _case("hash", "add", source="vocabulary", variant="add", storage_dtype="bfloat16"),
     _case("hash", "pool", source="vocabulary", variant="pool", hash_seed=3),
@@ -139,13 +140,14 @@ def build_structure(
     """Fit a structure to a random table, with some rows stored exactly and some added afterwards."""
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(rows, width, generator=generator)
-    config = case.config(private_rows=len(private), mask_padding=mask_padding, **options)
+    config = case.config(**options)
     ids = torch.tensor(private, dtype=torch.int64)
     source = FitSource(table, private_ids=ids, padding_idx=padding_idx, scale=scale, seed=seed)
     key = (str(case), repr((rows, width, private, padding_idx, mask_padding, scale, seed, options)))
     if key not in _FITTED:
         _FITTED[key] = fit_structure(config, source)
     structure = copy.deepcopy(_FITTED[key])
+    structure.layout = dataclasses.replace(structure.layout, mask_padding=mask_padding)
     return structure.resized(rows + added, torch.randn(added, width, generator=generator)) if added else structure
 
 

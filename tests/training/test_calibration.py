@@ -52,7 +52,7 @@ def test_the_table_comes_nearer_and_nothing_else_moves(case: Case) -> None:
     before, original = copy.deepcopy(compact.state_dict()), copy.deepcopy(teacher.state_dict())
     seen = Losses()
     assert tiny_calibrate(compact, teacher, callbacks=[seen], args={"max_steps": 15}) is compact
-    path = compact.structure_path() + "."
+    path = compact.input_table_path + "."
     moved = {name for name, tensor in compact.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith(path) and before[name].is_floating_point() for name in moved), moved
     assert all(torch.equal(tensor, original[name]) for name, tensor in teacher.state_dict().items())
@@ -118,7 +118,7 @@ def test_the_norm_that_reads_the_table_may_train_too(architecture: str, norm: st
     teacher, compact = compress_tiny(architecture, CASE)
     before = copy.deepcopy(compact.state_dict())
     tiny_calibrate(compact, teacher, trains="tables+norm", args={"learning_rate": 0.01})
-    path = compact.structure_path() + "."
+    path = compact.input_table_path + "."
     moved = {name for name, value in compact.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.rpartition(".")[0] for name in moved if not name.startswith(path)} == {norm}
 
@@ -134,7 +134,7 @@ def test_everything_may_train_at_rates_of_its_own() -> None:
         "lr_scheduler_type": "constant",
     }
     tiny_calibrate(compact, teacher, trains="all", table_learning_rate=1e-30, args=args)
-    path = compact.structure_path() + "."
+    path = compact.input_table_path + "."
     moved = {name for name, value in compact.state_dict().items() if not torch.equal(value, before[name])}
     assert len(moved) > 20 and not [name for name in moved if name.startswith(path)]
 

@@ -46,7 +46,7 @@ def test_codes_move_and_the_result_is_a_model_like_any_other(case: Case, tmp_pat
     other = {
         k
         for k, v in compact.compact_embedding.named_buffers()
-        if not torch.equal(v, before.get_buffer(f"{compact.structure_path()}.{k}"))
+        if not torch.equal(v, before.get_buffer(f"{compact.input_table_path}.{k}"))
     }
     assert other == {"codes"}
     shares = {step: log["codes_moved"] for step, log in enumerate(seen.logs, 1) if "codes_moved" in log}
@@ -170,7 +170,7 @@ def test_a_loss_that_breaks_gives_the_codes_back(tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="values of checkpoint-2 again"):
         tiny_calibrate(compact, teacher, callbacks=[Poison(compact, 4)], args=args, **options)
     stored = load_file(tmp_path / "checkpoint-2" / "model.safetensors")
-    name = f"{compact.structure_path()}.codes"
+    name = f"{compact.input_table_path}.codes"
     assert torch.equal(codes_of(compact), stored[name]) and not torch.equal(stored[name], start[name])
 
 

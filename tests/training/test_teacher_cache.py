@@ -60,7 +60,7 @@ def test_training_from_the_cache_is_training_with_the_teacher(head: str, tmp_pat
     for name, value in live.compact_embedding.named_parameters():
         if name == "private_vectors":
             continue  # padding, which no loss sees
-        key = f"{live.structure_path()}.{name}"
+        key = f"{live.input_table_path}.{name}"
         torch.testing.assert_close(alone.state_dict()[key], cached.state_dict()[key], atol=1e-6, rtol=1e-5)
         # Kept in half precision, and of the distributions the best tokens only: near, but not the same.
         moved, apart = (value - before[key]).norm(), (value - cached.state_dict()[key]).norm()
