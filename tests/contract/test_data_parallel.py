@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).parent / "data_parallel_script.py"
 def test_the_codes_are_listed_as_not_to_be_broadcast(case: Case) -> None:
     for architecture in ("bert", "t5"):
         _, compact = compress_tiny(architecture, case)
-        path = compact.structure_path()
+        path = compact.input_table_path
         codes = {f"{path}.{name}" for name, _ in compact.get_input_embeddings().named_buffers()}
         assert set(compact._ddp_params_and_buffers_to_ignore) == codes
         assert codes <= set(compact.state_dict())

@@ -28,7 +28,7 @@ def assert_is_compact(compact: PreTrainedModel, dense: PreTrainedModel) -> None:
     assert isinstance(compact, native)
     assert compact.config.model_type == f"compact-{dense.config.model_type}"
     assert compact.config.compact_embeddings == compact.get_input_embeddings().config.to_dict()
-    assert compact.structure_path() == find_input_table(dense).paths[0], "keys keep the native place"
+    assert compact.input_table_path == find_input_table(dense).paths[0], "keys keep the native place"
     assert compact.dtype == dense.dtype and compact.device == dense.device
 
 
@@ -102,7 +102,7 @@ def test_what_a_checkpoint_does_not_hold_is_carried_over(architecture: str, case
     for training in (True, False):
         compact = hce.compress(dense.train(training), case.method, **case.options)
         assert compact.training == hce.decompress(compact).training == training
-        table = compact.structure_path()
+        table = compact.input_table_path
         trainable = {name for name, parameter in compact.named_parameters() if parameter.requires_grad}
         assert all(name.startswith(f"{table}.") for name in trainable)
     if dense.can_generate():
@@ -176,7 +176,7 @@ def test_models_from_scratch(case: Case) -> None:
 def test_compress_starts_anew_where_asked(case: Case) -> None:
     dense, compact = compress_tiny("bert", case, init="random")
     structure = compact.get_input_embeddings()
-    assert structure.config.mask_padding and structure.config.private_rows == 0
+    assert structure.config.mask_padding and structure.layout.private_rows == 0
     assert structure(torch.tensor([dense.config.pad_token_id])).eq(0).all()
     assert_same_outputs(compact, hce.decompress(compact), 1e-5)
 

@@ -159,7 +159,7 @@ def test_a_fitted_configuration_starts_a_model_anew(case: Case) -> None:
     assert torch.equal(compact.compact_embedding.dense(), stored)
     structure = anew.compact_embedding
     structure.check_values()
-    assert structure.num_embeddings == 123 and structure.config.private_rows == before["private_rows"]
+    assert structure.num_embeddings == 123 and structure.layout.private_rows == before["private_rows"]
     ids = torch.tensor([[5, 17, 122, 42]])
     assert anew(ids).logits.isfinite().all() and 0 < structure.dense().abs().max() < 10
     assert dataclasses.replace(structure.config, coded_rows=None).method == case.method

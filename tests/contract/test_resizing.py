@@ -93,7 +93,7 @@ def test_new_rows_are_random_where_asked(case: Case) -> None:
 def test_codes_of_added_rows_are_not_broadcast(case: Case) -> None:
     _, compact = compress_tiny("bert", case)
     compact.resize_token_embeddings(130)
-    path = compact.structure_path()
+    path = compact.input_table_path
     buffers = {f"{path}.{name}" for name, _ in compact.get_input_embeddings().named_buffers()}
     assert f"{path}.private_ids" in buffers
     assert set(compact._ddp_params_and_buffers_to_ignore) == buffers

@@ -44,7 +44,7 @@ def test_everything_comes_back_bit_by_bit(architecture: str, case: Case, tmp_pat
 def test_the_file_holds_what_nbytes_counts(architecture: str, case: Case, tmp_path: Path) -> None:
     _, compact = compress_tiny(architecture, case)
     compact.save_pretrained(tmp_path)
-    structure, path = compact.get_input_embeddings(), compact.structure_path() + "."
+    structure, path = compact.get_input_embeddings(), compact.input_table_path + "."
     state = load_file(tmp_path / WEIGHTS)
     ours = {name.removeprefix(path): tensor for name, tensor in state.items() if name.startswith(path)}
     assert ours.keys() == structure.state_dict().keys()
@@ -71,7 +71,7 @@ def test_half_precision_comes_back_bit_by_bit(
     assert {parameter.dtype for parameter in loaded.get_input_embeddings().parameters()} == {dtype}
     loaded.save_pretrained(tmp_path / "two")
     one, two = load_file(tmp_path / "one" / WEIGHTS), load_file(tmp_path / "two" / WEIGHTS)
-    tables = [name for name in one if name.startswith(compact.structure_path())]
+    tables = [name for name in one if name.startswith(compact.input_table_path)]
     assert tables and all(torch.equal(one[name], two[name]) for name in tables)
     assert all(one[name].dtype == two[name].dtype for name in tables)
     again = type(compact).from_pretrained(tmp_path / "two")
@@ -176,7 +176,7 @@ def test_a_given_state_dict_is_saved(case: Case, tmp_path: Path) -> None:
     }
     compact.save_pretrained(tmp_path, state_dict=state)
     loaded = type(compact).from_pretrained(tmp_path)
-    path = compact.structure_path() + "."
+    path = compact.input_table_path + "."
     structure = compact.get_input_embeddings()
     for name, tensor in loaded.state_dict().items():
         stored = structure.stored_dtype(name.removeprefix(path)) if name.startswith(path) else tensor.dtype

@@ -6,20 +6,28 @@ import dataclasses
 import json
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings.evaluation.report import count_collisions
+from hf_compact_embeddings.fitting import registered_methods
+from hf_compact_embeddings.modeling.architectures import read_stored_tables
 from hf_compact_embeddings.modeling.errors import CompactEmbeddingsError
-from hf_compact_embeddings.modeling.structure import (
-    CompactEmbedding,
-    config_classes,
-    config_from_dict,
-    structure_class_of,
-)
+from hf_compact_embeddings.modeling.structure import CompactEmbedding
 
-from ..cases import ABILITIES, TINY_CASES, Case, all_cases, build_structure, for_all, for_all_with_extras
+from ..cases import (
+    ABILITIES,
+    TINY_CASES,
+    Case,
+    all_cases,
+    build_structure,
+    compress_tiny,
+    for_all,
+    for_all_with_extras,
+)
 from ..tools import LargestTensor, assert_same_state
 
 IDS = torch.tensor([[0, 3, 7, 31], [59, 59, 1, 3]])
@@ -41,29 +49,38 @@ def test_the_cases_belong_to_the_registry() -> None:
     assert all(case.lacks <= set(ABILITIES) for case in all_cases())
 
 
-@pytest.mark.parametrize("config_class", config_classes(), ids=lambda c: c.method)
-def test_the_config_class_is_a_frozen_public_name(config_class) -> None:
-    assert getattr(hce, config_class.__name__) is config_class
-    assert config_class.__name__ in dir(hce)
-    config = config_class()
+@pytest.mark.parametrize(
+    "options_class", [method.structure.options_class for method in registered_methods()], ids=lambda c: c.method
+)
+def test_the_options_class_is_a_frozen_public_name(options_class) -> None:
+    assert getattr(hce, options_class.__name__) is options_class
+    assert options_class.__name__ in dir(hce)
+    options = options_class()
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.storage_dtype = "float32"
+        options.storage_dtype = "float32"
 
 
-@for_all()
-def test_the_config_goes_through_json(case: Case) -> None:
-    for config in (case.config(), build_structure(case).config):
-        stored = json.loads(json.dumps(config.to_dict()))
+@for_all_with_extras()
+def test_options_and_layout_go_through_json(case: Case, extras: dict) -> None:
+    options, structure = case.config(), build_structure(case, **extras)
+    for written, wanted in ((options, (options, None)), (structure, (structure.options, structure.layout))):
+        stored = json.loads(json.dumps(written.to_dict()))
         assert stored["method"] == case.method
-        assert stored["format_version"] == 1
-        assert config_from_dict(stored) == config
+        assert stored["format_version"] == type(options).format_version == 1
+        assert read_stored_tables({"table": stored}) == {"table": wanted}
+    assert structure.options == options, "a fit leaves what was asked for as it was"
 
 
 @for_all()
-def test_a_resolved_config_stays_as_it_is(case: Case) -> None:
-    resolved = case.config().resolved(60, 24)
-    assert resolved.resolved(60, 24) == resolved
-    assert resolved.coded_rows == 60
+def test_sizes_of_options_make_a_structure(case: Case) -> None:
+    options, structure_class = case.config(), type(build_structure(case))
+    layout = structure_class.layout_for(options, 60, 24, options.budget(60, 24))
+    assert (layout.coded_rows, layout.mask_padding) == (60, False)
+    with torch.device("meta"):
+        structure = structure_class(options, layout, 60, 24)
+        random = structure_class(options, structure_class.random_layout(options, 60, 24), 60, 24, 3)
+    assert structure.layout == layout, "building a structure changes no size"
+    assert (random.layout.private_rows, random.layout.mask_padding) == (0, True)
 
 
 @for_all_with_extras("dense")
@@ -183,9 +200,8 @@ def test_tensors_are_floats_to_train_or_stored_bytes(case: Case, extras: dict) -
 def test_a_structure_is_built_on_the_meta_device(case: Case, extras: dict) -> None:
     full = build_structure(case, **extras)
     with torch.device("meta"), LargestTensor() as largest:
-        empty = structure_class_of(full.config)(
-            config_from_dict(full.config.to_dict()), full.num_embeddings, 24, full.padding_idx, full.scale
-        )
+        options, layout = read_stored_tables({"table": full.to_dict()})["table"]
+        empty = type(full)(options, layout, full.num_embeddings, 24, full.padding_idx, full.scale)
     assert largest.bytes == 0
     assert {name: (t.shape, t.dtype) for name, t in empty.state_dict().items()} == {
         name: (t.shape, t.dtype) for name, t in full.state_dict().items()
@@ -255,9 +271,22 @@ def test_few_scores_and_rows_never_build_the_table(case: Case) -> None:
     assert looking_up.bytes < rows * width * 4 / 8
 
 
-@for_all()
-def test_collisions_are_counted(case: Case) -> None:
-    assert 0 <= build_structure(case).collisions() < 60
+@for_all_with_extras("dense")
+def test_collisions_are_the_rows_that_equal_an_earlier_one(case: Case, extras: dict) -> None:
+    structure = build_structure(case, **extras)
+    assert count_collisions(structure) == structure.num_embeddings - len(torch.unique(structure.dense(), dim=0))
+
+
+@pytest.mark.parametrize(
+    ("private", "rate"), [((), 1.5), (tuple(range(0, 600, 20)), 3.0)], ids=["coded", "with-private-rows"]
+)
+def test_rows_without_bits_collide_in_their_cluster(private: tuple[int, ...], rate: float) -> None:
+    (case,) = (case for case in TINY_CASES["rotated"] if case.name == "clusters")
+    structure = build_structure(case, rows=600, private=private, bits_per_weight=rate)
+    assert structure.layout.clusters > 0 and 0 in structure.layout.tier_bytes
+    collisions = count_collisions(structure)
+    assert collisions == 600 - len(torch.unique(structure.dense(), dim=0))
+    assert collisions > 0
 
 
 def test_what_a_structure_lacks_raises() -> None:
@@ -272,3 +301,19 @@ def test_what_a_structure_lacks_raises() -> None:
         for ability in case.lacks:
             with pytest.raises(CompactEmbeddingsError):
                 calls[ability]()
+
+
+# By method: the most code files in a checkpoint, and their bytes. What is read by people and scanners has to stay small.
+MOST_CODE = {"scalar": (10, 82_000), "subspace": (10, 85_000), "rotated": (13, 115_000)}
+
+
+@pytest.mark.parametrize("method", hce.methods())
+def test_a_checkpoint_holds_the_code_of_its_method_only(method: str, tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", TINY_CASES[method][0])
+    compact.save_pretrained(tmp_path)
+    files = {file.name: file.stat().st_size for file in tmp_path.glob("*.py")}
+    most_files, most_bytes = MOST_CODE.get(method, (13, 115_000))
+    assert len(files) <= most_files and sum(files.values()) <= most_bytes, files
+    assert {name for name in files if name.startswith("structure_")} == {f"structure_{method}.py"}
+    assert any("hash" in name for name in files) == (method == "hash")
+    assert set(compact.config.compact_code["files"]) == set(files)

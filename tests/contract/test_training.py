@@ -52,7 +52,7 @@ def test_trainer_moves_the_table_and_keeps_the_codes(case: Case, tmp_path: Path)
     model = classifier(case)
     before = copy.deepcopy(model.state_dict())
     trainer = train(model, tmp_path)
-    path = model.structure_path() + "."
+    path = model.input_table_path + "."
     for name, tensor in model.state_dict().items():
         if name.startswith(path):
             assert torch.equal(tensor, before[name]) != tensor.is_floating_point(), name

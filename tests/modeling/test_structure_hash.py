@@ -20,7 +20,7 @@ from hf_compact_embeddings import CompactHashTokenizer
 from hf_compact_embeddings.fitting import FitSource, fit_structure
 from hf_compact_embeddings.modeling.extra_inputs import extra_input, take_extra_inputs
 from hf_compact_embeddings.modeling.hashing import WordHasher, expand_bits, unpack_signatures
-from hf_compact_embeddings.modeling.structure_hashed import HashConfig, HashEmbedding
+from hf_compact_embeddings.modeling.structure_hash import HashConfig, HashEmbedding
 
 from ..tiny_models import ARCHITECTURES, tiny_config, tiny_model
 from ..tools import LargestTensor, assert_same_state, last_json, run_python, tiny_texts, tiny_tokenizer

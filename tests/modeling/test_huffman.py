@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_compact_embeddings.fitting.name_lengths import name_lengths
-from hf_compact_embeddings.modeling.prefix_codes import is_complete, named_bytes, pack_names, unpack_names
+from hf_compact_embeddings.modeling.huffman import is_complete, coded_bytes, pack_symbols, unpack_symbols
 
 LENGTHS = {
     "two": (1, 1),
@@ -26,22 +26,22 @@ def drawn(lengths: tuple[int, ...], count: int) -> torch.Tensor:
 @pytest.mark.parametrize("count", [0, 1, 7, 1000])
 def test_names_are_read_as_they_were_written(lengths: tuple[int, ...], count: int) -> None:
     values = drawn(lengths, count)
-    packed = pack_names(values, lengths)
+    packed = pack_symbols(values, lengths)
     counts = torch.bincount(values, minlength=len(lengths)).tolist()
-    assert packed.dtype == torch.uint8 and len(packed) == named_bytes(counts, lengths)
-    assert torch.equal(unpack_names(packed, count, lengths), values)
+    assert packed.dtype == torch.uint8 and len(packed) == coded_bytes(counts, lengths)
+    assert torch.equal(unpack_symbols(packed, count, lengths), values)
 
 
 def test_the_code_is_canonical() -> None:
     # 1 is 0, 3 is 10, 0 is 110, 2 is 111; the first bit of a byte is its lowest.
-    packed = pack_names(torch.tensor([1, 3, 0, 2]), (3, 1, 3, 2))
+    packed = pack_symbols(torch.tensor([1, 3, 0, 2]), (3, 1, 3, 2))
     assert packed.tolist() == [0b11011010, 0b1]
 
 
 def test_bits_that_no_names_were_written_to_are_read_as_some_values() -> None:
     packed = torch.randint(256, (20,), dtype=torch.uint8)
     for count in (10, 500):
-        found = unpack_names(packed, count, (1, 2, 3, 3))
+        found = unpack_symbols(packed, count, (1, 2, 3, 3))
         assert len(found) == count and 0 <= int(found.min()) <= int(found.max()) < 4
 
 
