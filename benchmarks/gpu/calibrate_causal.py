@@ -1,6 +1,6 @@
 r"""Calibrate compact causal models by distillation on one accelerator, in minutes, and measure them.
 
-    python benchmarks/gpu/calibrate_causal.py --dense DENSE_FOLDER --fits 16x=FIT_16 25x=FIT_25 50x=FIT_50 \
+    python -m benchmarks.gpu.calibrate_causal --dense DENSE_FOLDER --fits 16x=FIT_16 25x=FIT_25 50x=FIT_50 \
         --texts wikitext2/train.txt reviews.txt --held-out wikitext2/valid.txt --minutes 8 --output causal.json
 
 Every fit is the checkpoint of a compact copy of the dense model, which brings its own code: nothing else is needed than
@@ -22,9 +22,10 @@ from typing import Any
 
 import torch
 import transformers
-from .compact_head import Divergence, HeadMap, Student, compare, dense_statistics, summary
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from .compact_head import Divergence, HeadMap, Student, compare, dense_statistics, summary
 
 _WINDOW = 512
 _CHOICE_WINDOWS = 48
