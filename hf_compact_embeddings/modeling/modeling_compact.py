@@ -179,17 +179,23 @@ class CompactModelMixin(_NativeModel):
 
     def _card_of(self, source: object, options: dict[str, Any]) -> str | None:
         """Return the compact card of a checkpoint, as it was before Trainer wrote its own; None if none is in reach."""
+        known = {name: options[name] for name in _FETCH_OPTIONS if name in options}
         for name in (KEPT_CARD, "README.md"):
-            path = cached_file(
-                str(source),
-                name,
-                **{option: options[option] for option in _FETCH_OPTIONS if option in options},
-                _commit_hash=getattr(self.config, "_commit_hash", None),
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-            if path is not None and CARD_TAG in (text := Path(path).read_text(encoding="utf-8", errors="replace")):
+            try:
+                path = cached_file(
+                    str(source),
+                    name,
+                    **known,
+                    _commit_hash=getattr(self.config, "_commit_hash", None),
+                    _raise_exceptions_for_gated_repo=False,
+                    _raise_exceptions_for_missing_entries=False,
+                    _raise_exceptions_for_connection_errors=False,
+                )
+                text = "" if path is None else Path(path).read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                # A cache that nobody may write to: the model is there all the same.
+                continue
+            if CARD_TAG in text:
                 return text
         return None
 
