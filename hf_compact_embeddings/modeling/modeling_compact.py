@@ -189,8 +189,13 @@ class CompactModelMixin(_NativeModel):
         """Return the compact card of a checkpoint, as it was before Trainer wrote its own; None if none is in reach."""
         known = {option: options[option] for option in _FETCH_OPTIONS if option in options}
         for name in (KEPT_CARD, "README.md"):
-            path = cached_file_or_none(str(source), name, **known, _commit_hash=commit_of(self.config))
-            if path is not None and CARD_TAG in (text := Path(path).read_text(encoding="utf-8", errors="replace")):
+            try:
+                path = cached_file_or_none(str(source), name, **known, _commit_hash=commit_of(self.config))
+                text = "" if path is None else Path(path).read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                # A cache that nobody may write to: the model is there all the same.
+                continue
+            if CARD_TAG in text:
                 return text
         return None
 

@@ -19,6 +19,7 @@ from hf_compact_embeddings.checkpoints import write_checkpoint
 from hf_compact_embeddings.cli.main import build_parser, main
 from hf_compact_embeddings.hub import TaskResult, make_card, write_card
 from hf_compact_embeddings.hub.training_card import KeepCompactCard, complete_card, merged_card
+from hf_compact_embeddings.modeling import modeling_compact
 from hf_compact_embeddings.modeling.modeling_compact import KEPT_CARD
 from hf_compact_embeddings.version import __version__
 
@@ -266,6 +267,14 @@ def test_a_model_that_was_just_compressed_has_no_card(tmp_path: Path) -> None:
     (dense / "README.md").write_text(BASE_CARD + "\nlike compact-embeddings\n")
     hce.compress(BertForMaskedLM.from_pretrained(dense), "subspace", **OPTIONS).save_pretrained(tmp_path / "compact")
     assert not (tmp_path / "compact" / KEPT_CARD).exists()
+
+
+def test_a_card_out_of_reach_does_not_keep_a_model_from_loading(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise OSError("the cache cannot be written")
+
+    monkeypatch.setattr(modeling_compact, "cached_file", refuse)
+    assert type(compact_model()).from_pretrained(saved)._compact_card is None
 
 
 def test_the_callback_in_another_folder_and_in_the_same(saved: Path, tmp_path: Path) -> None:
