@@ -58,7 +58,7 @@ _CASES = (
     _case("subspace", "uneven", num_subspaces=5, codebook_size=11, storage_dtype="bfloat16"),
     _case("subspace", "dispersed", num_subspaces=3, assignment="dispersed", storage_dtype="float32"),
     _case("rotated", "tiers", bits_per_weight=4.0),
-    _case("rotated", "clusters", bits_per_weight=6.0, clusters=13, storage_dtype="float32"),
+    _case("rotated", "clusters", bits_per_weight=9.0, clusters=13, storage_dtype="float32"),
     _case("rotated", "plain-basis", bits_per_weight=15.0, tiers=1, basis="float16", metric="plain"),
     _case("blocks", "tiers", bits_per_weight=3.0, codebook_size=4),
     _case("blocks", "plain", bits_per_weight=16.0, tiers=1, codebook_size=11, basis="float16", codebooks="float16"),

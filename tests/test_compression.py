@@ -79,7 +79,7 @@ def test_the_padding_row_is_kept_exactly(case: Case) -> None:
     compact = hce.compress(dense, case.config())
     structure = compact.get_input_embeddings()
     assert dense.config.pad_token_id == 1 and kept_ids(compact) == [1]
-    assert not structure.config.mask_padding
+    assert not structure.layout.mask_padding
     row = dense.get_input_embeddings().weight[1].to(structure.stored_dtype("private_vectors")).float()
     assert torch.equal(structure(torch.tensor([1]))[0], row)
     hidden = torch.randn(3, 24)

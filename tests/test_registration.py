@@ -16,9 +16,8 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENI
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings import registration, version
-from hf_compact_embeddings.modeling.auto_classes import heads_of
 from hf_compact_embeddings.modeling.modeling_compact import config_class, model_class
-from hf_compact_embeddings.modeling.transformers_internals import model_mappings
+from hf_compact_embeddings.modeling.transformers_internals import heads_of, model_mappings
 
 from .cases import Case, compress_tiny, for_each_method
 from .tiny_models import ARCHITECTURES, tiny_config

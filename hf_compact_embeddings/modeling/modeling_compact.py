@@ -17,7 +17,6 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .architectures import INPUT_TABLE, install_structures, read_stored_tables
-from .auto_classes import auto_map_of, heads_of, native_config_class
 from .code_files import changed_files, code_record, shipped_files
 from .errors import CheckpointError
 from .options import StructureConfig
@@ -30,10 +29,13 @@ from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead, adopt_tied_modules
 from .transformers_internals import (
+    auto_map_of,
     cached_file_or_none,
     commit_of,
+    heads_of,
     mark_as_initialized,
     meta_device_safe_creation_ops,
+    native_config_class,
     registered_model_class,
     zeros_,
 )

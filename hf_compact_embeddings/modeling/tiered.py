@@ -181,7 +181,14 @@ class TieredEmbedding(CompactEmbedding):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what was read: copies, in other processes too, read their own tables."""
-        return {**self.__dict__, "_known": {}}
+        return {**self.__dict__, "_known": {}, "_was_read": bool(self._known)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read again what the original had read: a compiler takes what is there."""
+        was_read = state.pop("_was_read", False)
+        super().__setstate__(state)
+        if was_read:
+            self.read_tables()
 
     # Tiers.
 

@@ -1,5 +1,7 @@
 """All that this package uses of Transformers' private parts, in one file, with the versions that it was seen in.
 
+Also what the Auto classes know about a native architecture: its heads, by name, without importing it.
+
 A private name may be gone in any release. No other file uses one (a test reads them all), so this is the one file
 to mend then. 5.6 is the lowest version that is supported, 5.24 the newest that the tests ran with.
 """
@@ -18,12 +20,19 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_M
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES  # 5.6, 5.24
 from transformers.utils import cached_file
 
+# Every entry of a checkpoint's `auto_map` names it.
+_MODULE = "modeling_compact"
+
 __all__ = [
     "CONFIG_MAPPING_NAMES",
     "OVERRIDDEN",
     "TOKENIZER_MAPPING",
     "TOKENIZER_MAPPING_NAMES",
     "attention_of",
+    "primary_auto_class",
+    "native_config_class",
+    "heads_of",
+    "auto_map_of",
     "cached_file_or_none",
     "checkpoint_function",
     "commit_of",
@@ -145,3 +154,32 @@ def checkpoint_function(layer: nn.Module) -> Any:
 def set_checkpoint_function(layer: nn.Module, function: Any) -> None:
     """Replace what runs a `GradientCheckpointingLayer` that is checkpointed."""
     layer._gradient_checkpointing_func = function  # 5.6, 5.24
+
+
+def heads_of(model_type: str) -> dict[str, str]:
+    """Return the class name behind each Auto class for a native model type."""
+    heads = {}
+    for auto_class, names in model_mappings().items():
+        name = names.get(model_type)
+        if name is not None:
+            heads[auto_class] = name if isinstance(name, str) else name[0]
+    return heads
+
+
+def native_config_class(compact: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """Return the native class that a compact config class was made from."""
+    return next(base for base in compact.__mro__ if base.__module__.startswith("transformers."))
+
+
+def auto_map_of(compact_config: type[PreTrainedConfig], prefix: str) -> dict[str, str]:
+    """Return the `auto_map` of a compact config class, with every head that the Auto classes know."""
+    heads = heads_of(native_config_class(compact_config).model_type)
+    entries = {"AutoConfig": compact_config.__name__}
+    entries |= {auto_class: prefix + name for auto_class, name in heads.items()}
+    return {auto_class: f"{_MODULE}.{name}" for auto_class, name in entries.items()}
+
+
+def primary_auto_class(native: type[PreTrainedModel]) -> str:
+    """Return an Auto class that leads to a native model class."""
+    heads = heads_of(native.config_class.model_type)
+    return next((auto_class for auto_class, name in heads.items() if name == native.__name__), "AutoModel")

@@ -11,8 +11,8 @@ import transformers
 from transformers import AutoConfig, PreTrainedModel
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.modeling.architectures import find_input_table
-from hf_compact_embeddings.modeling.auto_classes import heads_of
+from hf_compact_embeddings.modeling.architectures import INPUT_TABLE, find_input_table
+from hf_compact_embeddings.modeling.transformers_internals import heads_of
 
 from ..cases import Case, compress_tiny, first_cases, for_each_method, for_pairs
 from ..tiny_models import ARCHITECTURES, tiny_config, tiny_inputs, tiny_model
@@ -27,7 +27,7 @@ def assert_is_compact(compact: PreTrainedModel, dense: PreTrainedModel) -> None:
     assert type(compact) is getattr(hce, f"Compact{native.__name__}")
     assert isinstance(compact, native)
     assert compact.config.model_type == f"compact-{dense.config.model_type}"
-    assert compact.config.compact_embeddings == compact.get_input_embeddings().config.to_dict()
+    assert compact.config.compact_embeddings == {compact.input_table_path: compact.get_input_embeddings().to_dict()}
     assert compact.input_table_path == find_input_table(dense).paths[0], "keys keep the native place"
     assert compact.dtype == dense.dtype and compact.device == dense.device
 
@@ -176,7 +176,7 @@ def test_models_from_scratch(case: Case) -> None:
 def test_compress_starts_anew_where_asked(case: Case) -> None:
     dense, compact = compress_tiny("bert", case, init="random")
     structure = compact.get_input_embeddings()
-    assert structure.config.mask_padding and structure.layout.private_rows == 0
+    assert structure.layout.mask_padding and structure.layout.private_rows == 0
     assert structure(torch.tensor([dense.config.pad_token_id])).eq(0).all()
     assert_same_outputs(compact, hce.decompress(compact), 1e-5)
 
@@ -184,5 +184,5 @@ def test_compress_starts_anew_where_asked(case: Case) -> None:
 def test_a_configuration_object_may_be_given_to_a_config_class() -> None:
     structure = first_cases("project")[0].config(init="random")
     config = hce.CompactBertConfig(compact_embeddings=structure)
-    assert config.compact_embeddings == structure.to_dict()
-    assert AutoConfig.for_model(**config.to_dict()).compact_embeddings == structure.to_dict()
+    assert config.compact_embeddings == {INPUT_TABLE: structure.to_dict()}
+    assert AutoConfig.for_model(**config.to_dict()).compact_embeddings == config.compact_embeddings

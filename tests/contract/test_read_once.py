@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 
 import pytest
 import torch
@@ -34,11 +33,11 @@ def as_compiled(structure: CompactEmbedding, inputs: Tensor, project: bool = Fal
 def test_another_state_is_seen(case: Case) -> None:
     # Rows that differ in length are coded in tiers.
     table = torch.randn(60, 24, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.2, 3, 60).unsqueeze(1)
-    structure = fit_structure(case.config(mask_padding=False), FitSource(table))
-    assert isinstance(structure, TieredEmbedding) and len(structure.config.tier_rows) > 1
+    structure = fit_structure(case.config(), FitSource(table))
+    assert isinstance(structure, TieredEmbedding) and len(structure.layout.tier_rows) > 1
     rows, other = structure(IDS), copy.deepcopy(structure)
-    codes = [structure.tier_codes(tier) for tier in range(len(structure.config.tier_rows))]
-    other.set_row_codes(structure.places().tiers.flip(0), codes)
+    codes = [structure.tier_codes(tier) for tier in range(len(structure.layout.tier_rows))]
+    other.set_row_codes(structure.positions().tiers.flip(0), codes)
     structure.load_state_dict(other.state_dict())
     assert torch.equal(as_compiled(structure, IDS), other(IDS))
     assert not torch.equal(other(IDS), rows)
@@ -49,9 +48,8 @@ def test_other_clusters_are_seen() -> None:
     assert isinstance(structure, RotatedEmbedding)
     ids = torch.arange(60)
     rows, other = structure(ids), copy.deepcopy(structure)
-    assert other.cluster_tags is not None and other.cluster_codes is not None
     changes = {
-        other.cluster_tags: other._packed_clusters(other.cluster_of_rows().flip(0)),
+        other.cluster_index: other._packed_clusters(other.cluster_of_rows().flip(0)),
         other.cluster_codes: other.cluster_codes.flip(0),
     }
     for table, change in changes.items():
@@ -105,7 +103,7 @@ def test_a_model_that_inference_mode_ran_can_be_trained(architecture: str, case:
 def test_a_structure_made_in_inference_mode_works(case: Case) -> None:
     with torch.inference_mode():
         table = torch.randn(60, 24, generator=torch.Generator().manual_seed(0))
-        made = fit_structure(case.config(mask_padding=False), FitSource(table))
+        made = fit_structure(case.config(), FitSource(table))
         rows = made(IDS)
         made.resized(30)
         assert torch.equal(made(IDS), rows)
@@ -159,7 +157,7 @@ def test_a_fitted_configuration_starts_a_model_anew(case: Case) -> None:
     assert torch.equal(compact.compact_embedding.dense(), stored)
     structure = anew.compact_embedding
     structure.check_values()
-    assert structure.num_embeddings == 123 and structure.layout.private_rows == before["private_rows"]
+    assert structure.num_embeddings == 123 and structure.layout.private_rows == 0
     ids = torch.tensor([[5, 17, 122, 42]])
     assert anew(ids).logits.isfinite().all() and 0 < structure.dense().abs().max() < 10
-    assert dataclasses.replace(structure.config, coded_rows=None).method == case.method
+    assert structure.options == compact.compact_embedding.options

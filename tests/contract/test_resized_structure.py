@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
+from hf_compact_embeddings.modeling.architectures import read_stored_tables
 from hf_compact_embeddings.modeling.errors import CompactConfigError
-from hf_compact_embeddings.modeling.structure import CompactEmbedding, config_from_dict, structure_class_of
+from hf_compact_embeddings.modeling.structure import CompactEmbedding
 
 from ..cases import EXTRAS, Case, build_structure, for_all, for_all_with_extras
 
 
 def rebuilt(structure: CompactEmbedding) -> CompactEmbedding:
     """Return what a reader makes of the configuration and the tensors alone."""
-    config = config_from_dict(structure.config.to_dict())
-    copy = structure_class_of(config)(
-        config, structure.num_embeddings, structure.embedding_dim, structure.padding_idx, structure.scale
+    options, layout = read_stored_tables({"table": json.loads(json.dumps(structure.to_dict()))})["table"]
+    assert layout is not None
+    copy = type(structure)(
+        options, layout, structure.num_embeddings, structure.embedding_dim, structure.padding_idx, structure.scale
     )
     copy.load_state_dict(structure.state_dict())
     return copy
@@ -69,9 +73,9 @@ def test_down_and_up_again(case: Case, extras: dict) -> None:
 @for_all("resize")
 def test_the_same_size_changes_nothing(case: Case) -> None:
     structure = build_structure(case, **EXTRAS["everything"])
-    before, config = structure.dense(), structure.config
+    before, stored = structure.dense(), structure.to_dict()
     structure.resized(structure.num_embeddings)
-    assert structure.config == config
+    assert structure.to_dict() == stored
     assert torch.equal(structure.dense(), before)
 
 

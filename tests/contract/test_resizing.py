@@ -26,7 +26,7 @@ def assert_sized(model, rows: int) -> None:
     assert model.get_input_embeddings().num_embeddings == rows
     assert model.get_input_embeddings().weight.shape[0] == rows
     assert model.config.vocab_size == rows
-    assert model.config.compact_embeddings == model.get_input_embeddings().config.to_dict()
+    assert model.config.compact_embeddings == {model.input_table_path: model.get_input_embeddings().to_dict()}
     head = model.get_output_embeddings()
     assert head is None or head.weight.shape[0] == rows
     for output in outputs_of(model, inputs_of(model))[:1]:

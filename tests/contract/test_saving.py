@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.modeling.auto_classes import heads_of
+from hf_compact_embeddings.modeling.code_files import shipped_files
+from hf_compact_embeddings.modeling.transformers_internals import heads_of
 
 from ..cases import Case, compress_tiny, for_each_method, for_pairs
 from ..tiny_models import tiny_inputs
@@ -77,7 +78,7 @@ def test_half_precision_comes_back_bit_by_bit(
     again = type(compact).from_pretrained(tmp_path / "two")
     assert_same_state(loaded, again)
     assert_same_outputs(loaded, again)
-    if compact.get_input_embeddings().config.storage_dtype in (str(dtype).removeprefix("torch."), "float32"):
+    if compact.get_input_embeddings().options.storage_dtype in (str(dtype).removeprefix("torch."), "float32"):
         # T5 keeps some layers in float32 when it is loaded, and `.to()` rounds Gemma's rotary buffers.
         assert_same_state(loaded.get_input_embeddings(), compact.get_input_embeddings())
         if architecture == "bert":
@@ -129,13 +130,13 @@ def test_what_a_checkpoint_says_and_carries(case: Case, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "compact-bert"
     assert config["architectures"] == ["CompactBertForMaskedLM"]
-    assert config["compact_embeddings"] == compact.get_input_embeddings().config.to_dict()
+    assert config["compact_embeddings"] == {compact.input_table_path: compact.get_input_embeddings().to_dict()}
     wanted = {name: f"modeling_compact.Compact{head}" for name, head in heads_of("bert").items()}
     assert config["auto_map"] == wanted | {"AutoConfig": "modeling_compact.CompactBertConfig"}
     shipped = {path.name: path.read_bytes() for path in tmp_path.glob("*.py")}
-    assert "modeling_compact.py" in shipped
-    for name, content in shipped.items():
-        assert content == (PACKAGE / "modeling" / name).read_bytes(), name
+    assert shipped == shipped_files(PACKAGE / "modeling" / "modeling_compact.py", {case.method})
+    for name in shipped.keys() - {"modeling_compact.py"}:
+        assert shipped[name] == (PACKAGE / "modeling" / name).read_bytes(), name
     assert not [path for path in tmp_path.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == compact.config.to_dict() | {"_name_or_path": str(tmp_path)}

@@ -303,7 +303,7 @@ def test_what_a_structure_lacks_raises() -> None:
                 calls[ability]()
 
 
-# By method: the most code files in a checkpoint, and their bytes. What is read by people and scanners has to stay small.
+# By method: the most code files in a checkpoint, and their bytes. What people and scanners read has to stay small.
 MOST_CODE = {"scalar": (10, 82_000), "subspace": (10, 85_000), "rotated": (13, 115_000)}
 
 

@@ -11,6 +11,7 @@ import torch
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.evaluation import report as module
 from hf_compact_embeddings.modeling.errors import CompactConfigError
+from hf_compact_embeddings.modeling.options import BUDGETS
 
 from ..cases import Case, compress_tiny, for_all, for_each_method
 from ..tiny_models import VOCABULARY, tiny_model
@@ -42,7 +43,7 @@ def test_figures_equal_a_direct_computation(architecture: str, case: Case) -> No
     rows, width = table.shape
     floats = sum(parameter.numel() for parameter in structure.parameters())
     assert (report.method, report.rows, report.width) == (case.method, rows, width)
-    assert report.options == compact.config.compact_embeddings
+    assert {compact.input_table_path: report.options} == compact.config.compact_embeddings
     assert report.dense_bytes == rows * width * 4
     assert report.compact_bytes == structure.nbytes
     assert report.ratio == pytest.approx(report.dense_bytes / report.compact_bytes)
@@ -53,7 +54,7 @@ def test_figures_equal_a_direct_computation(architecture: str, case: Case) -> No
     assert report.relative_mse == pytest.approx(float(error), rel=1e-6)
     cosine = torch.nn.functional.cosine_similarity(decoded, table, dim=1).mean()
     assert report.mean_cosine == pytest.approx(float(cosine), rel=1e-6)
-    assert report.collisions == structure.collisions()
+    assert report.collisions == rows - len(torch.unique(decoded, dim=0))
     assert report.private_rows == len(structure.private_id_list())
     assert 0 < report.shannon_bound < 1
     assert math.isfinite(report.gap_db)
@@ -119,7 +120,8 @@ def test_added_rows_are_counted(case: Case) -> None:
 def test_collisions_are_those_of_the_codes() -> None:
     dense = tiny_model("bert")
     one = hce.inspect(hce.compress(dense, hce.SubspaceConfig(num_subspaces=1, codebook_size=4)))
-    assert one.collisions == VOCABULARY - 4
+    # Four entries, and the padding row, which is kept exactly.
+    assert one.collisions == VOCABULARY - 5
     unique = hce.SubspaceConfig(num_subspaces=2, codebook_size=12, unique_codes=True)
     assert hce.inspect(hce.compress(dense, unique)).collisions == 0
 
@@ -127,7 +129,9 @@ def test_collisions_are_those_of_the_codes() -> None:
 @for_each_method("project")
 def test_a_perfect_table(case: Case) -> None:
     dense = tiny_model("bert")
-    options = {**case.options, "storage_dtype": "float32", "private_rows": VOCABULARY}
+    # No budget: all rows are kept exactly.
+    options = {name: value for name, value in case.options.items() if name not in BUDGETS}
+    options |= {"storage_dtype": "float32", "private_rows": VOCABULARY}
     report = hce.inspect(
         hce.compress(dense, case.method, token_counts=torch.ones(VOCABULARY), **options), against=dense
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_compact_embeddings.fitting import FitSource, fit_structure
+from hf_compact_embeddings.fitting.allocation import code_lengths
 from hf_compact_embeddings.fitting.coded_basis import basis_bytes, store_basis
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
 from hf_compact_embeddings.modeling.errors import CompactConfigError
@@ -62,9 +63,9 @@ def test_the_budget_is_used_and_kept(basis: str):
     config = RotatedConfig(max_bytes=20_000, tiers=3, basis=basis)
     structure = fit_structure(config, FitSource(table, private_ids=torch.tensor([3, 7])))
     assert 0.97 * 20_000 < structure.nbytes <= 20_000
-    # Three codewords of two bits each would take this; the tier of most rows has one bit.
-    largest = max(structure.layout.tier_rows)
-    assert structure.tier_index.numel() == -(-(2 * len(table) - largest) // 8)
+    layout = structure.layout
+    assert layout.tier_code_lengths == code_lengths(layout.tier_rows)
+    assert structure.tier_index.numel() == coded_bytes(layout.tier_rows, layout.tier_code_lengths)
 
 
 def test_tiers_spend_more_on_rows_that_weigh_more():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings.evaluation.report import count_collisions
 from hf_compact_embeddings.fitting import FitSource, fit_structure
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 from hf_compact_embeddings.modeling.structure_subspace import SubspaceEmbedding
@@ -24,7 +23,7 @@ def table(rows: int = ROWS, width: int = WIDTH, seed: int = 0) -> torch.Tensor:
 def fit(source: FitSource | torch.Tensor, **options) -> SubspaceEmbedding:
     source = FitSource(source) if isinstance(source, torch.Tensor) else source
     options = {"num_subspaces": 6, "codebook_size": 16, "storage_dtype": "float32", **options}
-    config = hce.SubspaceConfig(private_rows=source.private_ids.numel(), mask_padding=False, **options)
+    config = hce.SubspaceConfig(**options)
     structure = fit_structure(config, source)
     assert isinstance(structure, SubspaceEmbedding)
     return structure
@@ -116,7 +115,7 @@ def test_other_features_decide_the_tuples_and_the_rows_the_tables() -> None:
         torch.testing.assert_close(
             structure.dense()[kinds == kind][0].detach(), dense[kinds == kind].mean(0), atol=1e-5, rtol=1e-4
         )
-    assert structure.collisions() == ROWS - 4
+    assert count_collisions(structure) == ROWS - 4
     assert not torch.equal(tuples, fit(source, num_subspaces=2, codebook_size=4).codes_of(torch.arange(ROWS)))
 
 
@@ -132,8 +131,8 @@ def test_unique_codes(subspaces: int, entries: int) -> None:
     dense = table()
     options = {"num_subspaces": subspaces, "codebook_size": entries}
     plain, unique = fit(dense, **options), fit(dense, unique_codes=True, **options)
-    assert plain.collisions() > 0
-    assert unique.collisions() == 0
+    assert count_collisions(plain) > 0
+    assert count_collisions(unique) == 0
     tuples = unique.codes_of(torch.arange(ROWS))
     assert len(tuples.unique(dim=0)) == ROWS
     assert error(unique, dense) < float((dense - dense.mean(0)).square().sum()), "better than the mean alone"
@@ -176,9 +175,9 @@ def test_contextual_features_must_be_given() -> None:
         fit(table(), features="contextual")
 
 
-def test_the_fitted_config_says_what_was_chosen() -> None:
-    config = fit(FitSource(table(), private_ids=torch.tensor([1]))).config
-    assert (config.coded_rows, config.private_rows, config.codebook_size) == (ROWS, 1, 16)
-    assert dataclasses.replace(config, coded_rows=None) == hce.SubspaceConfig(
-        num_subspaces=6, codebook_size=16, storage_dtype="float32", private_rows=1, mask_padding=False
-    )
+def test_the_layout_says_what_was_chosen_and_the_options_what_was_asked() -> None:
+    structure = fit(FitSource(table(), private_ids=torch.tensor([1])), codebook_size=None)
+    layout = structure.layout
+    assert (layout.coded_rows, layout.private_rows, layout.codebook_size) == (ROWS, 1, 256)
+    assert not layout.mask_padding and layout.stored_codes
+    assert structure.options == hce.SubspaceConfig(num_subspaces=6, storage_dtype="float32")

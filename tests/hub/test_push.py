@@ -14,8 +14,8 @@ from transformers import AutoConfig
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.checkpoints import changed_code, write_checkpoint
 from hf_compact_embeddings.cli.main import main
-from hf_compact_embeddings.modeling.auto_classes import heads_of
 from hf_compact_embeddings.modeling.code_files import shipped_files
+from hf_compact_embeddings.modeling.transformers_internals import heads_of
 
 from ..tools import PACKAGE, tiny_tokenizer
 from .compact import REPO, compact_model, compact_report, dense_model, push

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from hf_compact_embeddings.fitting.name_lengths import name_lengths
-from hf_compact_embeddings.modeling.huffman import is_complete, coded_bytes, pack_symbols, unpack_symbols
+from hf_compact_embeddings.fitting.allocation import code_lengths
+from hf_compact_embeddings.modeling.huffman import coded_bytes, is_complete, pack_symbols, unpack_symbols
 
 LENGTHS = {
     "two": (1, 1),
@@ -45,22 +45,22 @@ def test_bits_that_no_names_were_written_to_are_read_as_some_values() -> None:
         assert len(found) == count and 0 <= int(found.min()) <= int(found.max()) < 4
 
 
-@pytest.mark.parametrize("lengths", [(), (1,), (1, 1, 1), (2, 2, 2), (0, 1), (-1, 1), (60, 60), (1, 2.0, 2)], ids=str)
+@pytest.mark.parametrize("lengths", [(), (1,), (1, 1, 1), (2, 2, 2), (0, 1), (-1, 1), (60, 60)], ids=str)
 def test_lengths_that_make_no_code(lengths: tuple[int, ...]) -> None:
     assert not is_complete(lengths)
 
 
 @pytest.mark.parametrize("counts", [[5, 1], [0, 0, 7], [1, 2, 4, 8, 16], [30000, *[7] * 300], [1] * 5], ids=len)
 def test_names_take_no_more_than_a_bit_above_their_entropy(counts: list[int]) -> None:
-    lengths, total = name_lengths(counts), sum(counts)
+    lengths, total = code_lengths(counts), sum(counts)
     assert is_complete(lengths)
     entropy = sum(count * math.log2(total / count) for count in counts if count)
     assert entropy <= sum(count * length for count, length in zip(counts, lengths, strict=True)) <= entropy + total
 
 
 def test_one_kind_needs_no_name() -> None:
-    assert name_lengths([7]) == ()
+    assert code_lengths([7]) == ()
 
 
 def test_frequent_kinds_have_short_names() -> None:
-    assert name_lengths([1, 8, 2, 4]) == (3, 1, 3, 2)
+    assert code_lengths([1, 8, 2, 4]) == (3, 1, 3, 2)
