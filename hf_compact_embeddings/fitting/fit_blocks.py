@@ -55,6 +55,7 @@ def fit_blocks(options: BlocksConfig, source: FitSource) -> BlocksEmbedding:
     return structure
 
 
+@torch.no_grad()
 def predict_blocks(options: BlocksConfig, source: FitSource, ids: Tensor) -> tuple[int, BlocksEmbedding]:
     """Plan and find codebooks for the whole table, and code the rows `ids` only."""
     weights, frame = _framed(options, source)

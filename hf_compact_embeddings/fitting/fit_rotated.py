@@ -65,6 +65,7 @@ def fit_rotated(options: RotatedConfig, source: FitSource) -> RotatedEmbedding:
     return _coded(options, source, _framed(options, source), None)
 
 
+@torch.no_grad()
 def predict_rotated(options: RotatedConfig, source: FitSource, ids: Tensor) -> tuple[int, RotatedEmbedding]:
     """Plan for the whole table, and code the rows `ids` only."""
     frame = _framed(options, source)

@@ -46,7 +46,7 @@ def test_every_format_version_of_every_method_has_one() -> None:
 @pytest.mark.parametrize("folder", GOLDEN, ids=lambda folder: folder.name)
 def test_a_golden_checkpoint_is_small(folder: Path) -> None:
     # Long rows need a wide table, and so a wide model.
-    most = 96 if folder.name.endswith("long_rows") else 24
+    most = 96 if folder.name.endswith("long_rows") else 28
     assert sum(file.stat().st_size for file in folder.iterdir()) < most * 1024
 
 
@@ -63,5 +63,6 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
 
 def test_long_rows_are_as_long_as_those_of_real_checkpoints() -> None:
     (table,) = stored_tables(Path(__file__).parent / "rotated_1_long_rows").values()
-    assert min(table["layout"]["tier_bytes"]) >= 38 and max(table["layout"]["tier_bytes"]) <= 95
+    sizes = [size for size in table["layout"]["tier_bytes"] if size]
+    assert sizes and all(38 <= size <= 95 for size in sizes)
     assert max(table["layout"]["tier_window_bits"]) == 16

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, DebertaV2Config, DebertaV2ForMaskedLM
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.modeling.architectures import embedding_scale, find_input_table, other_large_tables
+from hf_compact_embeddings.modeling.architectures import dense_tables, embedding_scale, find_input_table
 from hf_compact_embeddings.modeling.errors import UnsupportedArchitectureError
 
 from ..tiny_models import ARCHITECTURES, VOCABULARY, tiny_config, tiny_model
@@ -105,7 +105,7 @@ def test_a_tie_by_configuration_that_holds_other_values_is_refused() -> None:
 
 def test_other_tables_are_reported() -> None:
     untied = hce.compress(tiny_model("llama-untied"), hce.SubspaceConfig(**OPTIONS))
-    assert set(other_large_tables(untied, untied.get_input_embeddings())) == {"lm_head.weight"}
+    assert set(dense_tables(untied, VOCABULARY)) == {"lm_head.weight"}
     assert hce.inspect(untied).other_tables == {"lm_head.weight": VOCABULARY * 24 * 4}
     for architecture in ("llama", "bert", "t5"):
         tied = hce.compress(tiny_model(architecture), hce.SubspaceConfig(**OPTIONS))
