@@ -113,10 +113,13 @@ def read_stored_tables(stored: Any) -> StoredTables:
 
 def _read_stored_table(path: str, stored: Any) -> tuple[StructureConfig, StructureLayout | None]:
     try:
-        if not isinstance(stored, dict) or (unknown := sorted(map(str, set(stored) - set(_STORED)))):
-            wrong = unknown if isinstance(stored, dict) else stored
-            raise config_error(path, wrong, "a table has " + ", ".join(map(repr, _STORED)))
+        known_keys = "a table has " + ", ".join(map(repr, _STORED))
+        if not isinstance(stored, dict):
+            raise config_error(path, stored, known_keys)
         structure_class = structure_class_of(stored.get("method"))
+        unknown = sorted(map(str, set(stored) - set(_STORED)))
+        if unknown:
+            raise config_error(path, unknown, known_keys)
         known, version = structure_class.options_class.format_version, stored.get("format_version")
         if type(version) is not int or not 1 <= version <= known:
             raise config_error(

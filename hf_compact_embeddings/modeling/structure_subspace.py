@@ -159,8 +159,11 @@ class SubspaceEmbedding(CompactEmbedding):
         return SubspaceLayout(coded_rows=rows, num_subspaces=count, codebook_size=entries, stored_codes=stored)
 
     def check_layout(self) -> None:
-        """Raise if there are more subspaces than columns."""
+        """Raise if there are more subspaces than columns, or codes where none are asked for."""
         super().check_layout()
+        if self.layout.stored_codes != (self.options.assignment == "cluster"):
+            allowed = f"`assignment` is {self.options.assignment!r}"
+            raise config_error("stored_codes", self.layout.stored_codes, allowed)
         if self.layout.num_subspaces > self.embedding_dim:
             allowed = f"the table is only {self.embedding_dim} wide"
             raise config_error("num_subspaces", self.layout.num_subspaces, allowed)

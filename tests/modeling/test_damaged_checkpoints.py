@@ -45,8 +45,13 @@ def change_config(folder: Path, **fields: Any) -> Path:
 
 
 def change_structure(folder: Path, **fields: Any) -> Path:
+    """Change fields of the stored table, where they stand: in its layout, its options, or beside them."""
     stored = json.loads((folder / CONFIG).read_text())["compact_embeddings"]
-    return change_config(folder, compact_embeddings=stored | fields)
+    (table,) = stored.values()
+    for name, value in fields.items():
+        part = next((table[part] for part in ("layout", "options") if name in table[part]), table)
+        part[name] = value
+    return change_config(folder, compact_embeddings=stored)
 
 
 def assert_refused(folder: Path, *words: str, auto_class: Any = AutoModelForMaskedLM, **options: Any) -> None:
@@ -166,29 +171,29 @@ def test_codes_beyond_the_tables(tmp_path: Path) -> None:
     assert_refused(tmp_path, auto_class=AutoModel, device_map="cpu")
 
 
-@pytest.mark.parametrize("field", ["tier_tag_lengths", "cluster_tag_lengths"])
+@pytest.mark.parametrize("field", ["tier_code_lengths", "cluster_length_counts"])
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [0, 1, 1], [70, 70], [2, 2, 2], "ab"], ids=str)
-def test_names_that_cannot_be_told_apart(field: str, lengths: Any, tmp_path: Path) -> None:
+def test_codewords_that_cannot_be_told_apart(field: str, lengths: Any, tmp_path: Path) -> None:
     compact = hce.compress(tiny_model("bert"), hce.RotatedConfig(bits_per_weight=6.0, clusters=13))
     compact.save_pretrained(tmp_path)
     assert_refused(change_structure(tmp_path, **{field: lengths}), field)
 
 
-def test_names_of_clusters_that_do_not_add_up(tmp_path: Path) -> None:
+def test_codewords_of_clusters_that_do_not_add_up(tmp_path: Path) -> None:
     dense = tiny_model("bert")
     rows = dense.get_input_embeddings().weight
     with torch.no_grad():
-        # Most rows are alike, so that their cluster has a short name.
+        # Most rows are alike, so that their cluster has a short codeword.
         rows[: len(rows) // 2] = rows[0] + 1e-3 * rows[: len(rows) // 2]
     compact = hce.compress(dense, hce.RotatedConfig(bits_per_weight=6.0, clusters=13))
     compact.save_pretrained(tmp_path)
     AutoModelForMaskedLM.from_pretrained(tmp_path)
-    change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_tags"].fill_(0))
-    assert_refused(tmp_path, "`cluster_tags`", "last row's cluster")
+    change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_index"].fill_(0))
+    assert_refused(tmp_path, "`cluster_index`", "last row's cluster")
 
 
-def test_clusters_beyond_the_centres(tmp_path: Path) -> None:
-    # A random start names its clusters in as many bits each.
+def test_clusters_beyond_the_centroids(tmp_path: Path) -> None:
+    # A random start has clusters of about one size.
     config = hce.RotatedConfig(init="random", bits_per_weight=6.0, clusters=13)
     hce.compress(tiny_model("bert"), config).save_pretrained(tmp_path)
     AutoModelForMaskedLM.from_pretrained(tmp_path)
@@ -196,8 +201,8 @@ def test_clusters_beyond_the_centres(tmp_path: Path) -> None:
     change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_bits"].copy_(bits.flip(0) // 2))
     assert_refused(tmp_path, "`cluster_bits`", "`cluster_bytes`")
     change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_bits"].copy_(bits))
-    change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_tags"].fill_(0xFF))
-    assert_refused(tmp_path, "`cluster_tags`", "beyond the 13")
+    change_tensors(tmp_path, lambda tensors: tensors[f"{TABLE}cluster_index"].fill_(0xFF))
+    assert_refused(tmp_path, "`cluster_index`")
     assert_refused(change_structure(tmp_path, clusters=12))
 
 
