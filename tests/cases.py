@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.fitting import FitSource, fit_structure
-from hf_compact_embeddings.modeling.options import StructureConfig
+from hf_compact_embeddings.modeling.options import BUDGETS, StructureConfig
 from hf_compact_embeddings.modeling.structure import CompactEmbedding, make_config
 
 from .tiny_models import ARCHITECTURES, tiny_model
@@ -43,6 +43,12 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.method}-{self.name}"
+
+    def without_budget(self) -> dict[str, Any]:
+        """Return the options for a table whose rows are all kept exactly: they take more than any budget."""
+        options = {name: value for name, value in self.options.items() if name not in BUDGETS}
+        # The bit a value that there is then is too little for the means of several tiers of a tiny table.
+        return options | ({"tiers": 1} if hasattr(self.config(), "tiers") else {})
 
     def config(self, **changes: Any) -> StructureConfig:
         return make_config(self.method, **{**self.options, **changes})

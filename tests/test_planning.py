@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 import hf_compact_embeddings as hce
 from hf_compact_embeddings import planning
 from hf_compact_embeddings.cli.main import main
-from hf_compact_embeddings.fitting import FitSource, fit_structure, predictor_of
+from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of
 
 from .tiny_models import tiny_model
 
@@ -108,7 +108,7 @@ def test_one_row_that_weighs_nearly_everything_does_not_break_the_prediction(
             model.get_input_embeddings().weight.detach(), counts, torch.empty(0, dtype=torch.int64), False, seed=0
         )
         config = hce.SubspaceConfig(num_subspaces=4, codebook_size=16)
-        predicted = sample.predict(config)[1]
+        predicted = sample.predict(method_of(config), config)[1]
         found = full_fit(model, planning.Plan(config, 0, 1.0, 0.0, 0.0, 0.0, None), counts)[1]
         assert 0 <= predicted < 1 and predicted == pytest.approx(found, abs=0.05)
 
@@ -129,13 +129,13 @@ def test_the_bound_is_below_every_candidate_without_weights(table: Tensor) -> No
 
 def test_a_budget_may_be_a_ratio_bytes_or_bits(table: Tensor) -> None:
     for given in (
-        (64, None, None),
-        (None, 4000, None),
-        (None, "4 KB", None),
-        (None, "0.004MB", None),
-        (None, None, 0.5),
+        {"ratio": 64},
+        {"max_bytes": 4000},
+        {"max_bytes": "4 KB"},
+        {"max_bytes": "0.004MB"},
+        {"bits_per_weight": 0.5},
     ):
-        assert planning.budget_in_bytes(table, *given) == 4000
+        assert planning._budget(table, given) == 4000
 
 
 def test_a_head_costs_where_it_is_tied(table: Tensor) -> None:
@@ -143,6 +143,7 @@ def test_a_head_costs_where_it_is_tied(table: Tensor) -> None:
     cost = {found.config.method: found.head_cost for found in plans}
     assert cost["subspace"] is not None and cost["rotated"] is not None
     assert cost["subspace"] < cost["rotated"], "product codes are looked up, trellis codes decoded"
+    assert cost["rotated"] > 2, "measured: on real tables it is far above 2"
     for found in hce.plan(model_with(table, head=True), ratio=16, tied=False):
         assert found.head_cost is None
 
@@ -151,7 +152,7 @@ def test_a_budget_is_a_method(table: Tensor, counts: Tensor) -> None:
     model = model_with(table)
     best = hce.plan(model, ratio=16, token_counts=counts)[0]
     compact = hce.compress(model, ratio=16, token_counts=counts)
-    assert compact.config.compact_embeddings["method"] == best.config.method
+    assert compact.compact_embedding.options == best.config
     assert compact.compact_embedding.nbytes == best.bytes
 
 
@@ -186,14 +187,14 @@ def test_rows_that_are_kept_have_no_error(table: Tensor) -> None:
 @pytest.mark.parametrize(
     ("budget", "message"),
     [
-        ({}, "Exactly one of `ratio`, `max_bytes` and `bits_per_weight`"),
+        ({}, "Exactly one of 'ratio', 'max_bytes', 'bits_per_weight' must be given"),
         ({"ratio": 10, "bits_per_weight": 1.0}, "Exactly one of"),
-        ({"ratio": 1.0}, "`ratio` is 1.0, but it must be above 1"),
+        ({"ratio": 1.0}, "`ratio` is 1.0, but the dense table takes 256,000 bytes already"),
         ({"ratio": -5}, "`ratio` is -5"),
         ({"max_bytes": "many"}, "`max_bytes` is 'many'"),
         ({"max_bytes": TABLE_BYTES}, "the dense table takes 256,000 bytes already"),
         ({"bits_per_weight": 32}, "`bits_per_weight` is 32, but the dense table takes"),
-        ({"bits_per_weight": 0}, "`bits_per_weight` is 0, but it must be above 0"),
+        ({"bits_per_weight": 0}, "`bits_per_weight` is 0, but it must be a number of at least"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(table: Tensor, budget: dict, message: str) -> None:
@@ -253,5 +254,8 @@ def test_the_ratio_is_a_floor_at_any_width(width: int) -> None:
         structure = fit_structure(config, FitSource(table))
         assert 0.75 * options["max_bytes"] < structure.nbytes <= options["max_bytes"]
         if config.storage_dtype == "float16":
-            counted, _ = predictor_of(config)(config, FitSource(table), torch.arange(10))
+            predict = method_of(config).predict
+            assert predict is not None
+            source = FitSource(table, max_bytes=options["max_bytes"])
+            counted, _ = predict(config, source, torch.arange(10))
             assert counted == structure.nbytes

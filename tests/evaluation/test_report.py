@@ -11,7 +11,6 @@ import torch
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.evaluation import report as module
 from hf_compact_embeddings.modeling.errors import CompactConfigError
-from hf_compact_embeddings.modeling.options import BUDGETS
 
 from ..cases import Case, compress_tiny, for_all, for_each_method
 from ..tiny_models import VOCABULARY, tiny_model
@@ -129,9 +128,7 @@ def test_collisions_are_those_of_the_codes() -> None:
 @for_each_method("project")
 def test_a_perfect_table(case: Case) -> None:
     dense = tiny_model("bert")
-    # No budget: all rows are kept exactly.
-    options = {name: value for name, value in case.options.items() if name not in BUDGETS}
-    options |= {"storage_dtype": "float32", "private_rows": VOCABULARY}
+    options = case.without_budget() | {"storage_dtype": "float32", "private_rows": VOCABULARY}
     report = hce.inspect(
         hce.compress(dense, case.method, token_counts=torch.ones(VOCABULARY), **options), against=dense
     )
