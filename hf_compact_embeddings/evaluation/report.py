@@ -126,8 +126,7 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
         collisions=count_collisions(structure),
         model_bytes=_saved_bytes(compact, structure),
         other_tables={
-            name: tensor.numel() * tensor.element_size()
-            for name, tensor in dense_tables(compact, rows).items()
+            name: tensor.numel() * tensor.element_size() for name, tensor in dense_tables(compact, rows).items()
         },
         **({} if table is None else fidelity(structure, table)),
     )

@@ -137,9 +137,7 @@ class _Planner:
             begin += rows
         return total
 
-    def split(
-        self, plan: BlockPlan, max_bytes: int, count_bytes: Callable[[BlockPlan], int]
-    ) -> BlockPlan | None:
+    def split(self, plan: BlockPlan, max_bytes: int, count_bytes: Callable[[BlockPlan], int]) -> BlockPlan | None:
         """Take codes of the cheapest rows of the largest tier until a plan fits into the budget, if that can be."""
         tier = max(range(len(plan.rows)), key=lambda index: plan.rows[index])
 

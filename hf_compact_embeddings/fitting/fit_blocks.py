@@ -137,9 +137,7 @@ def _sizes(options: BlocksConfig) -> BlockSizes:
     )
 
 
-def _codebooks(
-    options: BlocksConfig, source: FitSource, weights: Tensor, frame: _Frame, project: Tensor
-) -> Tensor:
+def _codebooks(options: BlocksConfig, source: FitSource, weights: Tensor, frame: _Frame, project: Tensor) -> Tensor:
     """Find the entries of all blocks by k-means over the rows, or a sample of them; side by side (n, r)."""
     generator = torch.Generator().manual_seed(source.seed)
     entries, plan = options.codebook_size, frame.plan

@@ -65,6 +65,4 @@ def _candidates(rows: int, width: int, max_bytes: int) -> list[ScalarConfig]:
     return found
 
 
-register_method(
-    structure=ScalarEmbedding, fit=fit_scalar, needs=lambda options: frozenset(), candidates=_candidates
-)
+register_method(structure=ScalarEmbedding, fit=fit_scalar, needs=lambda options: frozenset(), candidates=_candidates)

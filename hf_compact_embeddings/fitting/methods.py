@@ -125,9 +125,7 @@ def _left_for_codes(options: StructureConfig, source: FitSource, budget: int) ->
     return budget - exact
 
 
-def empty_structure(
-    options: StructureConfig, source: FitSource, layout: StructureLayout | None = None
-) -> Any:
+def empty_structure(options: StructureConfig, source: FitSource, layout: StructureLayout | None = None) -> Any:
     """Return a structure for the source's table without values; its sizes follow from the options, or are given."""
     rows, width = source.table.shape
     structure_class = structure_class_of(options.method)

@@ -82,4 +82,3 @@ class FitSource:
             weights *= self.multiplicity
         weights[self.private_ids] = 0.0
         return weights / weights.mean()
-

@@ -167,9 +167,7 @@ def _install_further_tables(model: PreTrainedModel, tables: StoredTables) -> Non
                 model.set_submodule(path, _build(stored, module, home))
 
 
-def _build(
-    stored: tuple[StructureConfig, StructureLayout | None], module: nn.Embedding, path: str
-) -> CompactEmbedding:
+def _build(stored: tuple[StructureConfig, StructureLayout | None], module: nn.Embedding, path: str) -> CompactEmbedding:
     """Return the structure for a native table, without values; without a layout, that of a random start."""
     options, layout = stored
     rows, width = module.num_embeddings, module.embedding_dim

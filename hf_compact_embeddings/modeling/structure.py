@@ -345,7 +345,7 @@ def register_structure(structure_class: _Structure) -> _Structure:
         if not hasattr(structure_class, attribute):
             raise TypeError(f"{name} lacks the class attribute `{attribute}`: name its dataclass there.")
     for method in ("layout_for", "coded_vectors", "coded_scores", "reset_parameters", "keep_rows"):
-        if getattr(structure_class, method) is getattr(CompactEmbedding, method):
+        if not any(method in vars(base) for base in structure_class.__mro__ if base not in CompactEmbedding.__mro__):
             raise TypeError(f"{name} lacks `{method}()`: see what CompactEmbedding says of it.")
     method_name = getattr(structure_class.options_class, "method", None)
     if not isinstance(method_name, str):
