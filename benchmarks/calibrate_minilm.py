@@ -35,9 +35,9 @@ from hf_compact_embeddings.checkpoints import load_compact
 from hf_compact_embeddings.cli.arguments import parse_setting
 from hf_compact_embeddings.cli.demo import find_model
 from hf_compact_embeddings.evaluation.sts import sts_spearman
-from hf_compact_embeddings.token_statistics import count_tokens
+from hf_compact_embeddings.evidence.frequencies import count_tokens
+from hf_compact_embeddings.evidence.texts import Text
 from hf_compact_embeddings.training import blend, calibrate
-from hf_compact_embeddings.training.texts import Text
 from hf_compact_embeddings.training.trainer import last_checkpoint
 
 PLACE = "cuda" if torch.cuda.is_available() else "cpu"

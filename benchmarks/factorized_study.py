@@ -33,15 +33,15 @@ from torch import Tensor
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings import compression
 from hf_compact_embeddings.evaluation.classification import find_task
 from hf_compact_embeddings.evaluation.finetuning import classify, save_beside
 from hf_compact_embeddings.evaluation.perplexity import perplexity
-from hf_compact_embeddings.exact_rows import always_exact
+from hf_compact_embeddings.evidence import gathering, read_texts
+from hf_compact_embeddings.evidence.exact_rows import always_exact
+from hf_compact_embeddings.evidence.frequencies import count_tokens
 from hf_compact_embeddings.fitting.direction_loss import DirectionLoss
 from hf_compact_embeddings.fitting.factorization import Factors, measure_fit
 from hf_compact_embeddings.modeling.architectures import find_input_table
-from hf_compact_embeddings.token_statistics import count_tokens
 
 SQUARED = {"cosine_loss": 0.0, "power_loss": 0.0, "rmse_loss": 1.0}
 IN_METRIC = {"metric": "sensitivity"}
@@ -145,7 +145,7 @@ class Study:
         )
         long = [line for line in train if len(line) > 80] or train
         # Hashable, so that the metric is measured once for all fits.
-        self.metric_texts = tuple(random.Random(0).sample(long, min(METRIC_TEXTS, len(long))))
+        self.metric_texts = read_texts(random.Random(0).sample(long, min(METRIC_TEXTS, len(long))))
         self.weights = self.counts.clone()
         self.weights[always_exact(find_input_table(self.dense), self.tokenizer)] = 0.0
         task = Path(options.task)
@@ -327,7 +327,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     if not options.only_plot:
-        compression.sensitivity_metric = functools.cache(compression.sensitivity_metric)
+        gathering.sensitivity_metric = functools.cache(gathering.sensitivity_metric)
         study = Study(options)
         study.dense_cell()
         for ratio in options.ratios:

@@ -33,11 +33,11 @@ from transformers import AutoModel, AutoTokenizer
 
 from hf_compact_embeddings.cli.demo import find_model
 from hf_compact_embeddings.evaluation.sts import sts_spearman
-from hf_compact_embeddings.exact_rows import always_exact
+from hf_compact_embeddings.evidence.exact_rows import always_exact
+from hf_compact_embeddings.evidence.frequencies import count_tokens
+from hf_compact_embeddings.evidence.sensitivity import sensitivity_metric
 from hf_compact_embeddings.fitting.spectrum import covariance
 from hf_compact_embeddings.modeling.architectures import find_input_table
-from hf_compact_embeddings.sensitivity import sensitivity_metric
-from hf_compact_embeddings.token_statistics import count_tokens
 
 
 class Source:

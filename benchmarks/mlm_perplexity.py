@@ -21,8 +21,8 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.outcome import table
 from hf_compact_embeddings.evaluation.perplexity import perplexity
+from hf_compact_embeddings.evidence.frequencies import count_tokens
 from hf_compact_embeddings.planning import stored_bytes_of_private_rows
-from hf_compact_embeddings.token_statistics import count_tokens
 
 
 def texts_of(paths: list[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -21,8 +21,8 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, PreTra
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.demo import find_model
+from hf_compact_embeddings.evidence.frequencies import count_tokens
 from hf_compact_embeddings.fitting.spectrum import covariance
-from hf_compact_embeddings.token_statistics import count_tokens
 
 _RATIOS = (8, 25, 97, 500)
 

@@ -25,8 +25,8 @@ import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.demo import find_model
 from hf_compact_embeddings.cli.outcome import table
 from hf_compact_embeddings.evaluation.sts import sts_spearman
+from hf_compact_embeddings.evidence.frequencies import count_tokens
 from hf_compact_embeddings.planning import stored_bytes_of_private_rows
-from hf_compact_embeddings.token_statistics import count_tokens
 
 _KEPT_ROWS = 5
 _LINES_PER_FILE = 4000

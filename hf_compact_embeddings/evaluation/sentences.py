@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evidence.states import base_encoder
 from ..modeling.errors import CompactConfigError
-from ..token_statistics import base_encoder
 
 _SENTENCES_PER_BATCH = 64
 _MAX_LENGTH = 256

@@ -15,13 +15,13 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel
 
 from ..evaluation.report import Report, inspect
+from ..evidence.origin import command_of
 from ..modeling.code_files import code_record, shipped_files
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin, native_model_class
 from ..modeling.modeling_compact import __file__ as modeling_file
 from ..modeling.tied import TiedHead
 from ..modeling.training_card import CARD_TAG
-from ..origin import command_of
 from ..version import __version__
 from .messages import CLIENT_ERRORS
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from ..checkpoints import load_tokenizer
+from ..evidence.texts import HubTexts, read_texts
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin, native_model_class
 from .losses import choose_losses, is_masked_lm, predicts, run
@@ -22,7 +23,6 @@ from .matching import fingerprint, require_match, require_same_tokens
 from .moving_codes import MovingCodes
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch
 from .teacher_cache import TeacherCache, is_cache, write_cache
-from .texts import HubTexts, read_texts
 from .trainer import CalibrationError, CalibrationTrainer, last_checkpoint
 
 logger = logging.get_logger(__name__)

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from ..evaluation.perplexity import stream_pieces
+from ..evidence.texts import Text
 from ..modeling.errors import CompactConfigError
 from .losses import Target
-from .texts import Text
 
 _TEXTS_PER_BATCH = 1000
 Row = dict[str, Any]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any
 
 from transformers import (
     AutoConfig,
@@ -20,7 +20,6 @@ from ..compression import compress
 from ..evaluation.data import Rows, read_rows
 from ..modeling.errors import CompactConfigError
 from .precision import trainable
-from .texts import read_texts
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -76,9 +75,10 @@ class ModelArguments:
         options = dict(_option(words) for words in self.compact_options)
         if self.compact_ratio is not None:
             options["ratio"] = self.compact_ratio
-        # Pairs come from a second column only, which is not asked for here.
-        texts = None if self.compact_texts is None else cast(Iterable[str], read_texts(self.compact_texts))
-        return compress(model, self.compact_method, tokenizer=tokenizer, texts=texts, seed=seed, **options), tokenizer
+        compact = compress(
+            model, self.compact_method, tokenizer=tokenizer, texts=self.compact_texts, seed=seed, **options
+        )
+        return compact, tokenizer
 
 
 def _option(words: str) -> tuple[str, Any]:

@@ -45,7 +45,7 @@ def test_a_study_of_a_tiny_model(command, tmp_path, monkeypatch) -> None:
 
     def run(*fits: str) -> dict:
         monkeypatch.setattr(sys, "argv", ["factorized_study.py", *command, *fits])
-        monkeypatch.setattr(study.compression, "sensitivity_metric", study.compression.sensitivity_metric)
+        monkeypatch.setattr(study.gathering, "sensitivity_metric", study.gathering.sensitivity_metric)
         study.main()
         return json.loads((tmp_path / "study.json").read_text())["results"]
 
