@@ -270,10 +270,10 @@ def text_columns(rows: Sequence[Mapping[str, Any]], argument: str = "texts") -> 
         for column in rows[0]
         if all(isinstance(row.get(column, ""), str | None) for row in rows)
     }
-    strings = {column: values for column, values in strings.items() if any(map(_is_no_number, values))}
     for known in _KNOWN_COLUMNS:
         if all(column in strings for column in known):
             return known
+    strings = {column: values for column, values in strings.items() if any(map(_is_no_number, values))}
     # Ids and labels are single words; what runs over several is text.
     running = tuple(column for column, values in strings.items() if any(len(value.split()) > 1 for value in values))
     if running or len(strings) == 1:

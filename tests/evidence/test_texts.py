@@ -143,6 +143,12 @@ def test_columns_of_text_are_found(row: dict, expected: list[str], tmp_path: Pat
     assert read([{**row, **dict.fromkeys(key for key in row if row[key] in expected)}, row]) == expected
 
 
+def test_a_column_that_is_called_text_is_one_whatever_it_begins_with() -> None:
+    rows = [{"text": "1984", "kind": "two words"}, *[{"text": None, "kind": "two words"}] * 30]
+    assert read([*rows, {"text": "w5", "kind": "two words"}]) == ["1984", "w5"]
+    assert read([*rows[1:], rows[0]]) == ["1984"]
+
+
 def test_columns_can_be_named(tmp_path: Path) -> None:
     rows = [{"one": "w5 w6", "two": "w7", "text": "w8"}]
     path = write_json_lines(tmp_path / "a.jsonl", rows)
