@@ -20,6 +20,8 @@ from .modeling.transformers_internals import cached_file_or_none, set_commit
 
 # What makes a Transformers folder a sentence-transformers one.
 SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "*_*/*")
+# Any of them makes a tokenizer: its own files, vocabularies, and models of sentencepiece and tiktoken.
+_TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.spm", "*.tiktoken")
 
 
 def require_free_folder(folder: str | Path) -> Path:
@@ -126,6 +128,6 @@ def _with_commit(loaded: PreTrainedModel, model: str | Path) -> PreTrainedModel:
 def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
     """Load the tokenizer of a Hub id or folder, or return None where there is none."""
     folder = Path(model)
-    if folder.is_dir() and not any(folder.glob("*token*")) and not any(folder.glob("vocab*")):
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         return None
     return AutoTokenizer.from_pretrained(model, trust_remote_code=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +12,16 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
-from .exact_rows import exact_rows
-from .fitting import FitSource, fit_structure, method_of
+from .evidence import Evidence, gather, read_texts
+from .evidence.origin import origin_of
+from .fitting import fit_structure, method_of
 from .modeling.architectures import InputTable, find_input_table
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class, native_model_class
 from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding, make_config
 from .modeling.transformers_internals import attention_of, set_attention
-from .origin import origin_of
-from .planning import plan
-from .sensitivity import sensitivity_metric
-from .token_statistics import contextual_states, token_weights
+from .planning import plan_for
 
 _PLANNED_OPTIONS = ("ratio", "max_bytes", "bits_per_weight", "private_rows")
 
@@ -35,7 +32,7 @@ def compress(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_counts: Tensor | Literal["tokenizer"] | None = None,
-    texts: Iterable[str] | None = None,
+    texts: Any = None,
     auto_class: Any = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -50,45 +47,37 @@ def compress(
         tokenizer: the model's tokenizer. Its special tokens are kept as exact rows.
         token_counts: how often each token occurs (V,); frequent rows are then fitted more closely. "tokenizer":
             as far as the tokenizer itself tells, by its scores or by the order of its merges or vocabulary.
-        texts: texts to count tokens in instead, and to read contextual states from where a method asks.
+        texts: texts to count tokens in instead, and to read contextual states and sensitivity from where a method
+            asks: strings, rows, files, folders, or the name of a data set of the Hub, as `read_texts` takes them.
         auto_class: the Auto class to load a Hub id or folder with; by default the class that its
             configuration names.
         seed: of all random choices in the fit.
         device: where to fit; by default a GPU where there is one.
         options: fields of the method's configuration; where `plan()` chooses, the budget and `private_rows`.
     """
+    # 1. Check what is asked for, before anything slow: options, and whether there are texts.
+    config = None if method is None else _method_config(method, options)
+    texts = None if texts is None else read_texts(texts)
+    # 2. Find the table in the model, and everything that is tied to it.
     if isinstance(model, str | Path):
         model = load_dense(model, auto_class)
     if isinstance(model, CompactModelMixin):
         raise CompactConfigError(f"`model` is a {type(model).__name__}, which is compact already.")
-    config = None if method is None else _method_config(method, options)
     compact_class = _compact_class(model)
     table = find_input_table(model)
     _require_true_ties(model, table)
-    texts = _reusable(texts)
-    if texts is not None and tokenizer is None:
-        raise CompactConfigError("`tokenizer` is missing: `texts` cannot be read without it.")
-    counts = token_weights(token_counts, texts, tokenizer, table.module.num_embeddings)
-    if config is None:
-        config = _planned(model, tokenizer, counts, seed, options)
-    features = None
-    if getattr(config, "features", "table") == "contextual" and texts is not None and tokenizer is not None:
-        features = contextual_states(texts, tokenizer, model)
-    private_ids = exact_rows(config, table, tokenizer, counts)
-    source = FitSource(
-        table=table.module.weight.detach(),
-        counts=counts,
-        features=features,
-        metric=_metric(config, texts, tokenizer, model),
-        tied=table.scores,
-        token_strings=_token_strings(config, tokenizer, table),
-        private_ids=private_ids,
-        padding_idx=table.module.padding_idx,
-        scale=table.scale,
-        seed=seed,
-        device=torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+    # 3. Gather what is known about its rows.
+    evidence = gather(
+        model, table, tokenizer=tokenizer, token_counts=token_counts, texts=texts, seed=seed, device=device
     )
+    # 4. Choose a configuration where only a budget was given, and fit.
+    if config is None:
+        config = _planned(evidence, options)
+    from_scratch = config.init == "random"
+    needs = method_of(config).needs(config)
+    source = evidence.fit_source(needs, private_rows=config.private_rows, from_scratch=from_scratch)
     structure = fit_structure(config, source)
+    # 5. Put the structure and copies of the other weights together, and note what the table was made from.
     compact = _assemble(model, compact_class, table, structure)
     compact.config.compact_source = origin_of(
         model,
@@ -101,13 +90,7 @@ def compress(
     return compact
 
 
-def _planned(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    counts: Tensor | None,
-    seed: int,
-    options: dict[str, Any],
-) -> StructureConfig:
+def _planned(evidence: Evidence, options: dict[str, Any]) -> StructureConfig:
     """Let `plan()` choose."""
     wrong = [name for name in options if name not in _PLANNED_OPTIONS]
     if wrong:
@@ -115,7 +98,7 @@ def _planned(
             f"`{wrong[0]}` cannot be given without a method, only {', '.join(map(repr, _PLANNED_OPTIONS))}: name the "
             "method, or take a configuration of `plan()` and set it there."
         )
-    return plan(model, tokenizer=tokenizer, token_counts=counts, seed=seed, **options)[0].config
+    return plan_for(evidence, **options)[0].config
 
 
 def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> StructureConfig:
@@ -124,18 +107,6 @@ def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> St
     if options:
         raise CompactConfigError(f"`{next(iter(options))}` cannot be given beside a configuration: set it there.")
     return method
-
-
-def _metric(
-    config: StructureConfig,
-    texts: Iterable[str] | None,
-    tokenizer: PreTrainedTokenizerBase | None,
-    model: PreTrainedModel,
-) -> Tensor | None:
-    """Measure what errors cost, where the method asks and texts are given."""
-    if getattr(config, "metric", "plain") != "sensitivity" or texts is None or tokenizer is None:
-        return None
-    return sensitivity_metric(texts, tokenizer, model)
 
 
 def _compact_class(model: PreTrainedModel) -> type[PreTrainedModel]:
@@ -156,21 +127,6 @@ def _require_true_ties(model: PreTrainedModel, table: InputTable) -> None:
                 f"`{path}` is tied to the input table by the configuration, but holds other values: "
                 "set `config.tie_word_embeddings = False`, save and load the model, and try again."
             )
-
-
-def _token_strings(
-    config: StructureConfig, tokenizer: PreTrainedTokenizerBase | None, table: InputTable
-) -> list[str] | None:
-    if "token_strings" not in method_of(config).needs(config) or tokenizer is None:
-        return None
-    # Tables often have more rows than the tokenizer has tokens.
-    known = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
-    return [known.get(row, f"[unused row {row}]") for row in range(table.module.num_embeddings)]
-
-
-def _reusable(texts: Iterable[str] | None) -> Iterable[str] | None:
-    """Texts may be read twice, so an iterator is drawn into a list."""
-    return list(texts) if texts is not None and iter(texts) is texts else texts
 
 
 def _assemble(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub.utils import tqdm
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
-from .exact_rows import always_exact, exact_rows
+from .evidence import Evidence, gather, read_texts
 from .fitting import FitSource, Method, fit_structure, registered_methods
 from .fitting.methods import stored_bytes
 from .fitting.spectrum import covariance, gap_db, shannon_bound
@@ -63,7 +63,8 @@ def plan(
     max_bytes: int | str | None = None,
     bits_per_weight: float | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    token_counts: Tensor | None = None,
+    token_counts: Tensor | Literal["tokenizer"] | None = None,
+    texts: Any = None,
     private_rows: int = 0,
     tied: bool | None = None,
     seed: int = 0,
@@ -76,28 +77,49 @@ def plan(
         max_bytes: at most this large, as a number or as "1MB"; or
         bits_per_weight: at most this many bits for each value of the table.
         tokenizer: the model's tokenizer; room is left for its special tokens, which are kept exactly.
-        token_counts: how often each token occurs (V,); errors then weigh by it.
+        token_counts: how often each token occurs (V,); errors then weigh by it. "tokenizer": as far as the tokenizer
+            itself tells.
+        texts: texts to count tokens in instead, as `compress()` takes them.
         private_rows: room is left for so many rows that are kept exactly, those special tokens among them.
         tied: whether an output head scores through the table; read from the model by default.
         seed: of the sample and the fits.
     """
+    texts = None if texts is None else read_texts(texts)
     if isinstance(model, str | Path):
         model = load_dense(model)
-    table = find_input_table(model)
-    counts = None if token_counts is None else torch.as_tensor(token_counts)
-    source = FitSource(table.module.weight.detach(), counts=counts)
-    weight = source.table
+    evidence = gather(
+        model, find_input_table(model), tokenizer=tokenizer, token_counts=token_counts, texts=texts, seed=seed
+    )
+    return plan_for(
+        evidence,
+        ratio=ratio,
+        max_bytes=max_bytes,
+        bits_per_weight=bits_per_weight,
+        private_rows=private_rows,
+        tied=tied,
+    )
+
+
+def plan_for(
+    evidence: Evidence,
+    *,
+    ratio: float | None = None,
+    max_bytes: int | str | None = None,
+    bits_per_weight: float | None = None,
+    private_rows: int = 0,
+    tied: bool | None = None,
+) -> list[Plan]:
+    """Return what `plan()` does, from evidence that is gathered already."""
+    weight = evidence.table.module.weight.detach()
     rows, width = weight.shape
     budget = _budget(weight, {"ratio": ratio, "max_bytes": max_bytes, "bits_per_weight": bits_per_weight})
-    always = always_exact(table, tokenizer)
-    found = _candidates(rows, width, budget, max(private_rows, len(always)))
+    # Which rows are the most frequent only counts tell; room is left for so many all the same.
+    counted = evidence.counts is not None
+    source = evidence.fit_source({"counts"}, private_rows=private_rows if counted else 0)
+    found = _candidates(rows, width, budget, max(private_rows, source.private_ids.numel()))
     if tied is None:
-        tied = table.scores
-    # Which rows are the most frequent only counts tell.
-    private_ids = torch.tensor(sorted(always), dtype=torch.int64)
-    if source.counts is not None:
-        private_ids = exact_rows(found[0][1], table, tokenizer, source.counts)
-    sample = _Sample(weight, source.counts, private_ids, bool(tied), seed)
+        tied = source.tied
+    sample = _Sample(source.table, source.counts, source.private_ids, bool(tied), evidence.seed)
     plans = []
     for method, options in tqdm(found, desc="Planning", unit="candidate", leave=False, delay=1.0):
         size, error, structure = sample.predict(method, options)

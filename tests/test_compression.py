@@ -190,9 +190,9 @@ def bad_calls() -> dict[str, tuple[dict, str]]:
         "many counts": ({"method": config, "token_counts": torch.ones(121)}, r"`token_counts`.*\(121,\).*120 rows"),
         "negative counts": ({"method": config, "token_counts": -torch.ones(120)}, "`token_counts`.*negative"),
         "texts alone": ({"method": config, "texts": ["w5"]}, "`tokenizer` is missing"),
-        "one text": ({"method": config, "texts": "w5", "tokenizer": tokenizer}, "`texts` is one string"),
-        "no texts": ({"method": config, "texts": [], "tokenizer": tokenizer}, "`texts` gave no tokens"),
-        "empty texts": ({"method": config, "texts": ["", ""], "tokenizer": tokenizer}, "`texts` gave no tokens"),
+        "one text": ({"method": config, "texts": "w5 w6", "tokenizer": tokenizer}, "`texts` is one string"),
+        "no texts": ({"method": config, "texts": [], "tokenizer": tokenizer}, "`texts` is empty"),
+        "empty texts": ({"method": config, "texts": ["", ""], "tokenizer": tokenizer}, "`texts` is empty"),
         "private rows unknown": ({"method": "subspace", "private_rows": 9}, "`private_rows` is 9.*`token_counts`"),
         "private rows too many": (
             {"method": "subspace", "private_rows": 121, "token_counts": COUNTS},

@@ -25,9 +25,8 @@ SHIPPED = [path for path in MODELING if path.name != "__init__.py"]
 # Rooms of a line do not import each other.
 FLOORS = (
     ("version", "modeling"),
-    ("registration", "origin", "kernels", "fitting", "model_outputs", "checkpoints"),
-    ("evidence", "exact_rows", "token_statistics"),
-    ("sensitivity",),
+    ("registration", "kernels", "fitting", "model_outputs", "checkpoints"),
+    ("evidence",),
     ("planning",),
     ("compression",),
     ("finetuning",),

@@ -15,10 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings import token_statistics
 from hf_compact_embeddings.evaluation.perplexity import perplexity
 from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors, sts_correlation
-from hf_compact_embeddings.exact_rows import always_exact
+from hf_compact_embeddings.evidence import frequencies
+from hf_compact_embeddings.evidence.exact_rows import always_exact
+from hf_compact_embeddings.evidence.sensitivity import sensitivity_metric
 from hf_compact_embeddings.finetuning.classification import find_task
 from hf_compact_embeddings.finetuning.metrics import interval_95
 from hf_compact_embeddings.finetuning.trainer import classify
@@ -29,7 +30,6 @@ from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.modeling.hashing import HashSettings, WordHasher, expand_bits, unpack_signatures
 from hf_compact_embeddings.modeling.structure import make_config
 from hf_compact_embeddings.modeling.structure_hash import HashEmbedding
-from hf_compact_embeddings.sensitivity import sensitivity_metric
 
 __all__ = [
     "HUB_ID",
@@ -162,7 +162,7 @@ def kept_exactly(config: hce.StructureConfig, count: int) -> hce.StructureConfig
 
 def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
     """Return how often each of so many tokens occurs (V,), special tokens included."""
-    return token_statistics.count_tokens(texts, tokenizer, rows)
+    return frequencies.count_tokens(texts, tokenizer, rows)
 
 
 def sts_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]]) -> float:

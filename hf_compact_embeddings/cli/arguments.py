@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import transformers
 
+from ..evidence import Texts, read_texts
 from ..modeling.errors import CompactConfigError
 
 
@@ -30,12 +30,49 @@ def budget_options(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_token_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the two ways to say how often tokens occur."""
-    parser.add_argument("--texts", metavar="FILE", help="text file, a text a line, to count tokens in")
+    add_text_arguments(parser, "texts to count tokens in, and to read sensitivities from")
     parser.add_argument(
         "--token-counts",
         metavar="FILE",
         help="JSON list with a count for each token id, or `tokenizer`: as far as that itself tells",
     )
+
+
+def add_text_arguments(parser: argparse.ArgumentParser, purpose: str, required: bool = False) -> None:
+    """Declare where texts are and in which columns."""
+    parser.add_argument(
+        "--texts",
+        action="append",
+        required=required,
+        metavar="SOURCE",
+        help=f"{purpose}: a file of lines, JSON, JSON lines, CSV or TSV, a folder of such files, FILE:COLUMN, or a "
+        "data set of the Hub (streamed); may be given several times",
+    )
+    parser.add_argument("--texts-config", metavar="NAME", help="configuration of a Hub data set")
+    parser.add_argument("--texts-split", metavar="NAME", help="split of a Hub data set or a folder; by default train")
+    parser.add_argument(
+        "--texts-column",
+        action="append",
+        metavar="NAME",
+        help="where rows have their text; given several times, a text each; by default it is found",
+    )
+
+
+def texts_of(options: argparse.Namespace, pair_column: str | None = None) -> Texts | None:
+    """Return the texts that were named, if any were; raise if they cannot be read."""
+    if options.texts is None:
+        return None
+    every = [
+        read_texts(
+            source,
+            column=options.texts_column,
+            pair_column=pair_column,
+            config=options.texts_config,
+            split=options.texts_split,
+        )
+        for source in options.texts
+    ]
+    return every[0] if len(every) == 1 else Texts(every)
 
 
 def parse_setting(setting: str) -> tuple[str, Any]:
@@ -65,20 +102,3 @@ def read_counts(path: str) -> torch.Tensor | Literal["tokenizer"]:
         return torch.tensor(counts, dtype=torch.float64)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, ValueError) as error:
         raise CompactConfigError(f"`--token-counts` {path!r} is no JSON list of numbers: {error}.") from error
-
-
-class TextFile:
-    """The lines of a text file that are not empty, read anew at each pass."""
-
-    def __init__(self, path: str) -> None:
-        """Check that the file can be read."""
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise CompactConfigError(f"`--texts` {path!r} is no file.")
-
-    def __iter__(self) -> Iterator[str]:
-        """Read the file once."""
-        with self.path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                if line := line.strip():
-                    yield line

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..checkpoints import load_compact, load_tokenizer, require_free_folder, write_checkpoint
 from ..modeling.errors import CompactConfigError
-from .compress import parse_setting
+from .arguments import add_text_arguments, parse_setting, texts_of
 from .outcome import Outcome
 
 
@@ -18,10 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("model", help="Hub id or folder of a compact model")
     parser.add_argument("--teacher", metavar="MODEL", help="Hub id or folder of the original; without it, plain MLM")
-    parser.add_argument("--texts", required=True, help="text file, JSON lines, or Hub data set (streamed)")
-    parser.add_argument("--texts-config", metavar="NAME", help="configuration of a Hub data set")
-    parser.add_argument("--texts-split", default="train", metavar="NAME", help="split of a Hub data set")
-    parser.add_argument("--texts-column", default="text", metavar="NAME", help="where rows have their text")
+    add_text_arguments(parser, "what to read", required=True)
     parser.add_argument(
         "--texts-pair-column", metavar="NAME", help="where rows have a second text, to be read together with the first"
     )
@@ -62,9 +59,9 @@ def run(options: argparse.Namespace) -> Outcome:
 
     from ..finetuning.trainer import leave_process_group, trainable
     from ..training.calibration import calibrate
-    from ..training.texts import read_texts
 
     require_free_folder(options.output)
+    texts = texts_of(options, options.texts_pair_column)
     losses = dict(parse_setting(loss) for loss in options.losses) or None
     settings: dict[str, Any] = {
         "max_steps": -1 if options.steps is None else options.steps,
@@ -86,13 +83,7 @@ def run(options: argparse.Namespace) -> Outcome:
         compact = calibrate(
             trainable(compact),
             teacher=options.teacher,
-            texts=read_texts(
-                options.texts,
-                config=options.texts_config,
-                split=options.texts_split,
-                column=options.texts_column,
-                pair_column=options.texts_pair_column,
-            ),
+            texts=texts,
             tokenizer=tokenizer,
             losses=losses,
             trains=options.trains,

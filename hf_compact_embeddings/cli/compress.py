@@ -10,13 +10,13 @@ from ..evaluation.report import inspect
 from ..hub import write_card
 from ..modeling.errors import CompactConfigError
 from .arguments import (
-    TextFile,
     add_budget_arguments,
     add_token_arguments,
     auto_class,
     budget_options,
     parse_setting,
     read_counts,
+    texts_of,
 )
 from .outcome import Outcome
 
@@ -49,6 +49,7 @@ def run(options: argparse.Namespace) -> Outcome:
     if (options.method is None) == (not budget):
         raise CompactConfigError("Give either `--method`, with its options, or one of the budgets.")
     counts = None if options.token_counts is None else read_counts(options.token_counts)
+    texts = texts_of(options)
     dense = load_dense(options.model, None if options.head is None else auto_class(options.head))
     tokenizer = load_tokenizer(options.model)
     compact = compress(
@@ -56,7 +57,7 @@ def run(options: argparse.Namespace) -> Outcome:
         options.method,
         tokenizer=tokenizer,
         token_counts=counts,
-        texts=None if options.texts is None else TextFile(options.texts),
+        texts=texts,
         seed=options.seed,
         device=options.device,
         **settings,

@@ -8,8 +8,7 @@ import dataclasses
 from ..checkpoints import load_dense, load_tokenizer
 from ..modeling.options import StructureConfig
 from ..planning import Plan, plan
-from ..token_statistics import token_weights
-from .arguments import TextFile, add_budget_arguments, add_token_arguments, budget_options, read_counts
+from .arguments import add_budget_arguments, add_token_arguments, budget_options, read_counts, texts_of
 from .outcome import Outcome, table
 
 # What every method has, and what the size shows already.
@@ -26,11 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """Try all candidates on a sample."""
-    given = None if options.token_counts is None else read_counts(options.token_counts)
-    texts = None if options.texts is None else TextFile(options.texts)
-    model, tokenizer = load_dense(options.model), load_tokenizer(options.model)
-    counts = token_weights(given, texts, tokenizer, model.get_input_embeddings().num_embeddings)
-    plans = plan(model, tokenizer=tokenizer, token_counts=counts, seed=options.seed, **budget_options(options))
+    counts = None if options.token_counts is None else read_counts(options.token_counts)
+    texts = texts_of(options)
+    plans = plan(
+        load_dense(options.model),
+        tokenizer=load_tokenizer(options.model),
+        token_counts=counts,
+        texts=texts,
+        seed=options.seed,
+        **budget_options(options),
+    )
     return Outcome({"plans": [found.to_dict() for found in plans]}, _text(plans))
 
 

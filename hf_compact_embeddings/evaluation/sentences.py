@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evidence.states import base_encoder
 from ..finetuning.data import number_in, require_columns, require_padding
 from ..finetuning.metrics import spearman
 from ..model_outputs import mean_pooled
-from ..token_statistics import base_encoder
 
 _SENTENCES_PER_BATCH = 64
 _MAX_LENGTH = 256

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evidence.texts import text_columns
 from ..finetuning.classification import GLUE, ClassificationTask, find_task
 from ..finetuning.data import Rows, read_rows, require_columns
 from ..finetuning.metrics import interval_95
@@ -183,10 +184,11 @@ def _score(
 ) -> dict[str, float]:
     if task == "sts":
         return {"spearmanr": sts_correlation(model, tokenizer, rows, max_length)}
-    require_columns(rows, ["text"])
+    column = text_columns(rows, "data")[0]
+    require_columns(rows, [column])
     if model.get_output_embeddings() is None:
         raise CompactConfigError(f"A {type(model).__name__} has no output layer, which perplexity needs.")
-    return {"perplexity": perplexity(model, tokenizer, (str(row["text"]) for row in rows), max_length=max_length)}
+    return {"perplexity": perplexity(model, tokenizer, (str(row[column]) for row in rows), max_length=max_length)}
 
 
 def _fidelity(
@@ -207,7 +209,7 @@ def _fidelity(
         if tokenizer is None:
             raise CompactConfigError("`tokenizer` is missing: sentences cannot be read without it.")
         rows = read_rows(data, split or "test", config)[:_MAX_SENTENCES]
-        column = next((name for name in ("text", "sentence", "sentence1") if name in rows[0]), "text")
+        column = text_columns(rows, "data")[0]
         require_columns(rows, [column])
         sentences = [str(row[column]) for row in rows]
         vectors = [sentence_vectors(model, tokenizer, sentences) for model in (against, compact)]

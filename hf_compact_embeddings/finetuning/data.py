@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
+from ..evidence.text_files import SUFFIXES, FileRows, is_text_file, suffix_of
+from ..evidence.texts import open_hub_data
+from ..modeling.errors import CompactConfigError
 
 # Texts that a tokenizer is given at a time.
 _TEXTS_PER_BATCH = 1000
-_SUFFIXES = (".jsonl", ".json", ".csv", ".txt")
 Rows = list[dict[str, Any]]
 
 
@@ -23,8 +21,8 @@ def read_rows(source: Any, split: str | None = None, config: str | None = None) 
     """Return rows as dictionaries.
 
     Args:
-        source: rows; a mapping from splits to rows; a file (JSON lines, JSON list, CSV, or text with a line a row);
-            a folder with such a file for each split; or the name of a data set of the Hub.
+        source: rows; a mapping from splits to rows; a file (JSON lines, JSON list, CSV, TSV, or text with a line a
+            row); a folder with such a file for each split; or the name of a data set of the Hub.
         split: of a mapping, a folder, or a data set of the Hub.
         config: of a data set of the Hub.
     """
@@ -34,7 +32,7 @@ def read_rows(source: Any, split: str | None = None, config: str | None = None) 
         if split not in source:
             raise CompactConfigError(f"`data` has no split {split!r}; its splits are {', '.join(map(str, source))}.")
         source = source[split]
-    rows = [{"text": row} if isinstance(row, str) else _row(row, index) for index, row in enumerate(source)]
+    rows = _rows_of(source)
     if not rows:
         raise CompactConfigError("`data` has no rows.")
     return rows
@@ -42,36 +40,22 @@ def read_rows(source: Any, split: str | None = None, config: str | None = None) 
 
 def _read_path(path: Path, split: str | None, config: str | None) -> Rows:
     if path.is_dir():
-        found = [path / f"{split}{suffix}" for suffix in _SUFFIXES]
-        chosen = next((file for file in found if file.is_file()), None)
-        if chosen is None:
+        found = sorted(file for file in path.iterdir() if is_text_file(file) and file.name.split(".")[0] == split)
+        if not found:
             there = ", ".join(sorted(file.name for file in path.iterdir())) or "nothing"
             raise CompactConfigError(f"`data` {str(path)!r} has no file for the split {split!r}; it holds {there}.")
-        path = chosen
-    if not path.is_file():
-        if path.suffix in _SUFFIXES:
-            raise CompactConfigError(f"`data` {str(path)!r} is no file.")
-        return _read_hub(str(path), split, config)
-    try:
-        rows = _parse(path)
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
-        raise CompactConfigError(f"`data` {str(path)!r} cannot be read: {error}") from error
+        path = min(found, key=lambda file: SUFFIXES.index(suffix_of(file)))
+    # Labelled rows are few and each counts: bytes that are no text are an error here.
+    known = path.is_file() or is_text_file(path)
+    source = FileRows(path, "data", "strict") if known else open_hub_data(str(path), config, split or "test", "data")
+    rows = _rows_of(source)
     if not rows:
         raise CompactConfigError(f"`data` {str(path)!r} has no rows.")
     return rows
 
 
-def _parse(path: Path) -> Rows:
-    # Spreadsheets put a byte-order mark in front.
-    text = path.read_text(encoding="utf-8-sig")
-    if path.suffix == ".csv":
-        return list(csv.DictReader(io.StringIO(text)))
-    # Not `splitlines()`: JSON strings may hold the other line separators of Unicode as they are.
-    lines = [line for line in text.split("\n") if line.strip()]
-    if path.suffix == ".txt":
-        return [{"text": line} for line in lines]
-    values = json.loads(text) if text.lstrip().startswith("[") else [json.loads(line) for line in lines]
-    return [_row(value, index) for index, value in enumerate(values)]
+def _rows_of(source: Iterable[Any]) -> Rows:
+    return [{"text": row} if isinstance(row, str) else _row(row, index) for index, row in enumerate(source)]
 
 
 def _row(value: Any, index: int) -> dict[str, Any]:
@@ -80,21 +64,6 @@ def _row(value: Any, index: int) -> dict[str, Any]:
             f'`data` has a {type(value).__name__} as row {index}, but a row names its columns, as {{"text": "…"}} does.'
         )
     return dict(value)
-
-
-def _read_hub(name: str, split: str | None, config: str | None) -> Rows:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise CompactEmbeddingsError(
-            "Data sets of the Hub need `datasets`: run `pip install 'hf_compact_embeddings[train]'`."
-        ) from error
-    try:
-        return [dict(row) for row in load_dataset(name, config, split=split or "test")]
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CompactConfigError(
-            f"`data` {name!r} is no file or folder here, and no data set of the Hub that could be loaded: {error}"
-        ) from error
 
 
 def require_columns(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], name: str = "data") -> None:

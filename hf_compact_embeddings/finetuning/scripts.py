@@ -20,7 +20,7 @@ from transformers import (
 from ..compression import compress
 from ..modeling.errors import CompactConfigError
 from .classification import ClassificationTask
-from .data import Rows, read_rows, require_columns
+from .data import Rows, read_rows
 from .trainer import trainable
 
 
@@ -77,14 +77,10 @@ class ModelArguments:
         options = dict(_option(words) for words in self.compact_options)
         if self.compact_ratio is not None:
             options["ratio"] = self.compact_ratio
-        texts = None if self.compact_texts is None else _texts_in(self.compact_texts)
-        return compress(model, self.compact_method, tokenizer=tokenizer, texts=texts, seed=seed, **options), tokenizer
-
-
-def _texts_in(file: str) -> list[str]:
-    rows = read_rows(file)
-    require_columns(rows, ["text"])
-    return [str(row["text"]) for row in rows]
+        compact = compress(
+            model, self.compact_method, tokenizer=tokenizer, texts=self.compact_texts, seed=seed, **options
+        )
+        return compact, tokenizer
 
 
 def _option(words: str) -> tuple[str, Any]:

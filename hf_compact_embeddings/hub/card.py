@@ -16,13 +16,13 @@ from huggingface_hub.utils import yaml_dump
 from transformers import PreTrainedModel
 
 from ..evaluation.report import Report, inspect
+from ..evidence.origin import command_of
 from ..modeling.code_files import code_record, shipped_files
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CARD_TAG, CompactModelMixin, native_model_class
 from ..modeling.modeling_compact import __file__ as modeling_file
 from ..modeling.tied import TiedHead
 from ..modeling.transformers_internals import primary_auto_class
-from ..origin import command_of
 from ..version import __version__
 from .messages import only_warned
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from transformers.utils import logging
 
 from ..checkpoints import load_tokenizer
+from ..evidence.texts import HubTexts, read_texts
 from ..model_outputs import is_masked_lm
 from ..modeling.errors import CompactConfigError, config_error
 from ..modeling.modeling_compact import CompactModelMixin, native_model_class
@@ -22,7 +23,6 @@ from .losses import choose_losses, predicts, run
 from .matching import fingerprint, require_match, require_same_tokens
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch
 from .teacher_cache import TeacherCache, is_cache, write_cache
-from .texts import HubTexts, read_texts
 from .trainer import CalibrationError, CalibrationTrainer, last_checkpoint
 
 logger = logging.get_logger(__name__)

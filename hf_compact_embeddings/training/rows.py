@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
+from ..evidence.texts import Text
 from ..finetuning.data import stream_pieces
 from ..modeling.errors import CompactConfigError
 from .losses import Target
-from .texts import Text
 
 _TEXTS_PER_BATCH = 1000
 Row = dict[str, Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.evaluation.sentences import sentence_vectors
 from hf_compact_embeddings.finetuning.classification import find_task
+from hf_compact_embeddings.finetuning.data import read_rows
 from hf_compact_embeddings.finetuning.question_answering import QuestionAnsweringTask
 
 from ..cases import compress_tiny, first_cases
@@ -309,3 +311,19 @@ def test_a_tokenizer_that_cannot_pad(task: str) -> None:
     tokenizer.pad_token = "[PAD]"
     compact.config.pad_token_id = None
     assert hce.evaluate(compact, task=task, tokenizer=tokenizer, data=pairs(8), **options).metrics
+
+
+def test_tasks_read_every_kind_of_file_and_find_their_text(tmp_path: Path) -> None:
+    rows = [{"sentence": text, "label": place} for place, text in enumerate(tiny_texts(60))]
+    with gzip.open(tmp_path / "test.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "test.tsv").write_text(
+        "sentence\tlabel\n" + "".join(f"{row['sentence']}\t{row['label']}\n" for row in rows)
+    )
+    assert read_rows(tmp_path / "test.jsonl.gz") == read_rows(tmp_path, "test") == rows
+    compact = hce.compress(tiny_model("bert"), "scalar")
+    found = [
+        hce.evaluate(compact, task="perplexity", tokenizer=tiny_tokenizer(), data=data)
+        for data in (tmp_path, rows, tiny_texts(60))
+    ]
+    assert found[0].metrics == found[1].metrics == found[2].metrics

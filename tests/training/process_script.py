@@ -12,9 +12,9 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 import hf_compact_embeddings  # noqa: F401
 from hf_compact_embeddings.checkpoints import load_compact
+from hf_compact_embeddings.evidence.texts import HubTexts
 from hf_compact_embeddings.finetuning.trainer import leave_process_group
 from hf_compact_embeddings.training.calibration import calibrate
-from hf_compact_embeddings.training.texts import HubTexts
 
 from ..contract.data_parallel_script import digest
 

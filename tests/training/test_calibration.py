@@ -12,9 +12,9 @@ from transformers import AutoModelForMaskedLM, PreTrainedModel, TrainerCallback,
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.main import main
+from hf_compact_embeddings.evidence.texts import HubTexts
 from hf_compact_embeddings.training.calibration import calibrate
 from hf_compact_embeddings.training.losses import run
-from hf_compact_embeddings.training.texts import HubTexts
 from hf_compact_embeddings.training.trainer import CalibrationError, CalibrationTrainer, last_checkpoint
 
 from ..cases import Case, compress_tiny, first_cases, for_each_method

@@ -1,42 +1,14 @@
-"""Texts are read from lists, files, rows and streams; rows of ids are the same wherever they are read."""
+"""From texts to batches: rows of ids are the same wherever they are read."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from datasets import Dataset
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.training.rows import Collator, Encoder, HeldRows, split_batch
-from hf_compact_embeddings.training.texts import HubTexts, read_texts
 
 from ..tools import tiny_texts, tiny_tokenizer
-
-
-def test_sources_of_texts(tmp_path: Path) -> None:
-    texts = tiny_texts(5)
-    (tmp_path / "a.txt").write_text("\n\n".join(texts) + "\n")
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts))
-    assert read_texts(texts + ["", "  "]) == texts
-    assert read_texts(tmp_path / "a.txt") == read_texts(str(tmp_path / "a.jsonl")) == texts
-    assert read_texts(Dataset.from_dict({"text": texts})) == texts
-    assert read_texts(Dataset.from_dict({"line": texts}), column="line") == texts
-    assert read_texts(text for text in texts) == texts
-
-
-def test_sources_of_pairs(tmp_path: Path) -> None:
-    rows = [{"one": "w5 ", "two": "w6 w7"}, {"one": "w8", "two": ""}, {"one": "w9", "two": "w5"}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pairs = [("w5", "w6 w7"), ("w9", "w5")]
-    for source in (tmp_path / "a.jsonl", rows, Dataset.from_list(rows)):
-        assert read_texts(source, column="one", pair_column="two") == pairs
-    assert list(HubTexts(str(tmp_path), column="one", pair_column="two")) == pairs
-    assert read_texts(["w5 w6", *pairs, ("w7", " ")]) == ["w5 w6", *pairs]
-    with pytest.raises(hce.CompactConfigError, match="no column 'three'; its columns are one, two"):
-        read_texts(rows, column="one", pair_column="three")
 
 
 def test_pairs_stay_among_texts_and_keep_their_types() -> None:
@@ -53,36 +25,6 @@ def test_pairs_stay_among_texts_and_keep_their_types() -> None:
     assert batch["token_type_ids"].tolist()[1] == [0, 0, 0, 1, 1, 1] and batch["token_type_ids"].shape == (4, 6)
     with pytest.raises(hce.CompactConfigError, match="`texts` has pairs of texts, but losses at predicted tokens"):
         list(Encoder(tiny_tokenizer(), 16, "masked", 0.1, 0).rows(texts))
-
-
-@pytest.mark.parametrize(
-    ("source", "message"),
-    [
-        ([], "is empty"),
-        (["", " "], "is empty"),
-        (Dataset.from_dict({"line": ["a"], "label": [1]}), "no column 'text'; its columns are line, label"),
-        ([3], "a row is a int"),
-        ([("w5", 3)], "a row is a tuple"),
-        ("no such file.txt", "is no file"),
-    ],
-)
-def test_texts_that_cannot_be_read(source: object, message: str) -> None:
-    with pytest.raises(hce.CompactConfigError, match=message):
-        read_texts(source)
-
-
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "w5"}\n{"text"\n')
-    with pytest.raises(hce.CompactConfigError, match=r"'a.jsonl', line 2, is no JSON"):
-        read_texts(tmp_path / "a.jsonl")
-
-
-def test_a_stream_is_read_anew_at_each_pass(tmp_path: Path) -> None:
-    texts = tiny_texts(4)
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    stream = HubTexts(str(tmp_path))
-    assert list(stream) == list(stream) == texts
-    assert read_texts(stream) is stream
 
 
 def test_the_places_of_a_row_depend_on_the_row_alone() -> None:
@@ -136,21 +78,3 @@ def test_texts_without_tokens() -> None:
         HeldRows(Encoder(tiny_tokenizer(), 16, None, 0.0, 0).rows(["[SEP]", "[PAD]"]))
     with pytest.raises(hce.CompactConfigError, match="The text has 2 tokens, but a piece needs 14"):
         HeldRows(Encoder(tiny_tokenizer(), 16, "masked", 0.1, 0).rows(["w5 w6"]))
-
-
-def test_files_of_rows(tmp_path: Path) -> None:
-    texts = tiny_texts(3)
-    (tmp_path / "a.json").write_text(json.dumps([{"text": text} for text in texts]))
-    (tmp_path / "a.csv").write_text("\ufefftext,label\n" + "".join(f"{text},0\n" for text in texts))
-    assert read_texts(tmp_path / "a.json") == read_texts(tmp_path / "a.csv") == texts
-    (tmp_path / "a.parquet").write_bytes(b"PAR1\x15\x04\x15\x00")
-    with pytest.raises(hce.CompactConfigError, match="'a.parquet' is no text: give a text file"):
-        read_texts(tmp_path / "a.parquet")
-
-
-def test_what_holds_texts_in_another_way_is_refused() -> None:
-    parts = {"train": Dataset.from_dict({"text": ["a"]}), "validation": Dataset.from_dict({"text": ["b"]})}
-    with pytest.raises(hce.CompactConfigError, match="has the parts train, validation: give one of them"):
-        read_texts(parts)
-    with pytest.raises(hce.CompactConfigError, match="is a table of pandas"):
-        read_texts(Dataset.from_dict({"text": ["a"]}).to_pandas())

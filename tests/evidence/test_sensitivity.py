@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from hf_compact_embeddings import sensitivity
+from hf_compact_embeddings.evidence import sensitivity
+from hf_compact_embeddings.evidence.sensitivity import sensitivity_metric
 from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.modeling.errors import CompactConfigError
-from hf_compact_embeddings.sensitivity import sensitivity_metric
 
-from .tiny_models import ARCHITECTURES, tiny_model
-from .tools import assert_same_outputs, tiny_texts, tiny_tokenizer
+from ..tiny_models import ARCHITECTURES, tiny_model
+from ..tools import assert_same_outputs, tiny_texts, tiny_tokenizer
 
 
 def cost_of_scores(vectors: list[Tensor]) -> Tensor:

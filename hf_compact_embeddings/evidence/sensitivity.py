@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .model_outputs import is_masked_lm, mean_pooled
-from .modeling.architectures import find_input_table
-from .modeling.errors import CompactConfigError
-from .token_statistics import base_encoder, text_batches
+from ..model_outputs import is_masked_lm, mean_pooled
+from ..modeling.architectures import find_input_table
+from ..modeling.errors import CompactConfigError
+from .states import base_encoder
+from .texts import Text, text_batches
 
 # A few hundred texts fix a matrix of this size well enough: it is smoothed before it is used.
 _TEXTS = 512
@@ -27,7 +28,7 @@ _MASKED_EVERY = 7
 
 
 def sensitivity_metric(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0
+    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0
 ) -> Tensor:
     """Return what errors cost, as a positive semi-definite matrix (D, D), float64.
 
@@ -49,7 +50,7 @@ def sensitivity_metric(
 
 @torch.no_grad()
 def _of_scores(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, heads: Sequence[nn.Module]
+    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, heads: Sequence[nn.Module]
 ) -> Tensor:
     """Return the sum of plain distance and the cost of scores (D, D), with the same trace.
 
@@ -64,17 +65,17 @@ def _of_scores(
         encoded = tokenizer(
             batch, truncation=True, max_length=_MAX_SCORED_LENGTH, padding=True, return_tensors="pt", verbose=False
         )
-        ids, places = encoded["input_ids"], encoded["attention_mask"].bool()
+        ids, positions = encoded["input_ids"], encoded["attention_mask"].bool()
         if masked:
-            places &= ~torch.isin(ids, special)
-            places &= (places.flatten().cumsum(0) % _MASKED_EVERY == 1).view_as(places)
-            ids = ids.masked_fill(places, tokenizer.mask_token_id)
+            positions &= ~torch.isin(ids, special)
+            positions &= (positions.flatten().cumsum(0) % _MASKED_EVERY == 1).view_as(positions)
+            ids = ids.masked_fill(positions, tokenizer.mask_token_id)
         inputs = {"input_ids": ids, "attention_mask": encoded["attention_mask"]}
         if model.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = ids
         with _entering(heads) as entered:
             model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
-        return torch.cat([hidden[places.to(hidden.device)] for hidden in entered])
+        return torch.cat([hidden[positions.to(hidden.device)] for hidden in entered])
 
     scores = _mean_outer_product(states(batch) for batch in _batches(texts))
     return scores / scores.diagonal().mean() + torch.eye(len(scores), dtype=scores.dtype)
@@ -82,7 +83,7 @@ def _of_scores(
 
 @contextlib.contextmanager
 def _entering(heads: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what enters output layers (B, T, D), and let them score one place only: scores would fill the memory."""
+    """Collect what enters output layers (B, T, D), and let them score one position: all would fill the memory."""
     entered: list[Tensor] = []
 
     def keep(_: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -97,7 +98,7 @@ def _entering(heads: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def _of_states(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int) -> Tensor:
+def _of_states(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int) -> Tensor:
     """Return the square root (D, D) of the mean outer product of the output's gradients for embedded tokens.
 
     The output is the direction of the mean last hidden state. Its gradients along random directions stand for the
@@ -124,7 +125,7 @@ def _of_states(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, model: 
     return (axes * variances.clamp(min=0.0).sqrt()) @ axes.T
 
 
-def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[Text]) -> Iterator[list[str]]:
     """Yield the first texts, some at a time."""
     read = 0
     for batch in text_batches(texts, "Reading sensitivities", _TEXTS_PER_BATCH):

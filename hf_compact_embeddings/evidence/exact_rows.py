@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from .modeling.architectures import InputTable
-from .modeling.errors import CompactConfigError
-from .modeling.options import StructureConfig
+from ..modeling.architectures import InputTable
+from ..modeling.errors import CompactConfigError
 
 
 def always_exact(table: InputTable, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
@@ -19,23 +18,18 @@ def always_exact(table: InputTable, tokenizer: PreTrainedTokenizerBase | None) -
 
 
 def exact_rows(
-    config: StructureConfig,
-    table: InputTable,
-    tokenizer: PreTrainedTokenizerBase | None,
-    counts: Tensor | None,
+    table: InputTable, tokenizer: PreTrainedTokenizerBase | None, counts: Tensor | None, private_rows: int = 0
 ) -> Tensor:
     """Return the sorted ids of the rows to keep: those always kept, then the most frequent up to `private_rows`."""
     rows = table.module.num_embeddings
-    if config.private_rows > rows:
-        raise CompactConfigError(f"`private_rows` is {config.private_rows}, but the table has {rows:,} rows.")
-    if config.init == "random":
-        return torch.empty(0, dtype=torch.int64)
+    if private_rows > rows:
+        raise CompactConfigError(f"`private_rows` is {private_rows}, but the table has {rows:,} rows.")
     kept = always_exact(table, tokenizer)
-    missing = config.private_rows - len(kept)
+    missing = private_rows - len(kept)
     if missing > 0:
         if counts is None:
             raise CompactConfigError(
-                f"`private_rows` is {config.private_rows}: to choose the most frequent tokens, give "
+                f"`private_rows` is {private_rows}: to choose the most frequent tokens, give "
                 "`token_counts`, or `texts` and a `tokenizer`."
             )
         order = counts.argsort(descending=True, stable=True)

@@ -1,0 +1,190 @@
+"""One door: whoever fits or plans is given the same evidence, and what costs a pass over texts is asked for first."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hf_compact_embeddings as hce
+from hf_compact_embeddings import compression, planning
+from hf_compact_embeddings.cli.main import main
+from hf_compact_embeddings.evidence import NEEDS, Evidence, gather, gathering
+from hf_compact_embeddings.evidence.frequencies import count_tokens, counts_from_tokenizer
+from hf_compact_embeddings.modeling.architectures import find_input_table
+
+from ..tiny_models import VOCABULARY, tiny_model
+from ..tools import tiny_texts, tiny_tokenizer
+
+TEXTS = tiny_texts(40)
+
+
+def evidence_of(architecture: str = "bert", **options: Any) -> Evidence:
+    model = tiny_model(architecture)
+    return gather(model, find_input_table(model), **options)
+
+
+def write_rows(folder: Path) -> Path:
+    """Write the texts as JSON lines, where every row has much beside its text."""
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps({"id": n, "kind": "w119", "text": text}) + "\n" for n, text in enumerate(TEXTS)))
+    return path
+
+
+def test_a_source_has_what_is_needed_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    evidence = evidence_of("llama-untied", tokenizer=tiny_tokenizer(), texts=TEXTS, seed=3, device="cpu")
+    source = evidence.fit_source(NEEDS)
+    assert torch.equal(source.counts, count_tokens(TEXTS, tiny_tokenizer(), VOCABULARY))
+    assert source.features.shape == (VOCABULARY, 24) and source.metric.shape == (24, 24)
+    assert source.token_strings[:6] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "w5"]
+    assert source.private_ids.tolist() == [0, 1, 2, 3, 4]
+    assert not source.tied and source.seed == 3 and source.device == torch.device("cpu")
+
+    def unexpected(*_: object) -> None:
+        raise AssertionError("nobody asked for it")
+
+    for name in ("count_tokens", "contextual_states", "sensitivity_metric"):
+        monkeypatch.setattr(gathering, name, unexpected)
+    again = evidence.fit_source(NEEDS)
+    assert again.counts is source.counts and again.metric is source.metric, "texts are read once for each need"
+    fresh = evidence_of(tokenizer=tiny_tokenizer(), texts=TEXTS)
+    plain = fresh.fit_source(())
+    assert (plain.counts, plain.features, plain.metric, plain.token_strings) == (None, None, None, None)
+    scratch = fresh.fit_source(NEEDS, private_rows=9, from_scratch=True)
+    assert scratch.private_ids.numel() == 0 and scratch.counts is None and scratch.metric is None
+
+
+def test_rows_to_keep() -> None:
+    counts = torch.arange(VOCABULARY)
+    assert evidence_of(token_counts=counts).exact_rows(3).tolist() == [0, 118, 119]
+    assert evidence_of().exact_rows(1).tolist() == [0]
+    with pytest.raises(hce.CompactConfigError, match="`private_rows` is 2: to choose the most frequent tokens"):
+        evidence_of().exact_rows(2)
+    with pytest.raises(hce.CompactConfigError, match="`private_rows` is 121, but the table has 120 rows"):
+        evidence_of(token_counts=counts).exact_rows(121)
+
+
+@pytest.mark.parametrize(
+    ("need", "message"),
+    [
+        ("sensitivity", "`metric` is 'sensitivity', but it needs `texts` and a `tokenizer`"),
+        ("contextual_states", "`features` is 'contextual', but contextual states need `texts` and a `tokenizer`"),
+        ("texts", "`texts` is missing"),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"tokenizer": tiny_tokenizer()}], ids=["nothing", "tokenizer"])
+def test_needs_that_cannot_be_met(need: str, message: str, options: dict) -> None:
+    with pytest.raises(hce.CompactConfigError, match=message):
+        evidence_of(**options).fit_source({need})
+    assert evidence_of(**options).fit_source({"counts", "token_strings"}).counts is None
+
+
+def test_needs_that_nobody_knows() -> None:
+    with pytest.raises(ValueError, match="needs .'telepathy'."):
+        evidence_of().fit_source({"telepathy"})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"texts": TEXTS}, "`tokenizer` is missing"),
+        ({"token_counts": "tokenizer"}, "`token_counts` is 'tokenizer'.* with a `tokenizer`"),
+        ({"token_counts": "many", "tokenizer": tiny_tokenizer()}, "`token_counts` is 'many'"),
+        ({"token_counts": {"w5": 3}}, "`token_counts` cannot be read as numbers"),
+        ({"token_counts": torch.ones(119)}, r"`token_counts` has shape \(119,\).*120 rows"),
+    ],
+)
+def test_evidence_that_makes_no_sense_is_refused_by_all(options: dict, message: str) -> None:
+    for call in (
+        lambda: evidence_of(**options),
+        lambda: hce.plan(tiny_model("bert"), ratio=4, **options),
+        lambda: hce.compress(tiny_model("bert"), "scalar", **options),
+    ):
+        with pytest.raises(hce.CompactConfigError, match=message):
+            call()
+
+
+def test_the_seed_reaches_the_sensitivity() -> None:
+    given = {"tokenizer": tiny_tokenizer(), "texts": TEXTS}
+    metrics = [evidence_of("llama-untied", seed=seed, **given).sensitivity for seed in (1, 1, 2)]
+    assert torch.equal(metrics[0], metrics[1]) and not torch.equal(metrics[0], metrics[2])
+
+
+def test_compress_passes_its_seed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    fit = compression.fit_structure
+    monkeypatch.setattr(compression, "fit_structure", lambda config, source: seen.append(source) or fit(config, source))
+    options = {"bits_per_weight": 4.0, "metric": "sensitivity", "tokenizer": tiny_tokenizer(), "texts": TEXTS}
+    for seed in (1, 2):
+        hce.compress(tiny_model("llama-untied"), "rotated", seed=seed, **options)
+    assert not torch.equal(seen[0].metric, seen[1].metric)
+
+
+def test_rows_of_json_are_texts_and_no_syntax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, tokenizer = write_rows(tmp_path), tiny_tokenizer()
+    seen = []
+    fit = compression.fit_structure
+    monkeypatch.setattr(compression, "fit_structure", lambda config, source: seen.append(source) or fit(config, source))
+    for texts in (TEXTS, path, str(path), f"{path}:text", [path]):
+        hce.compress(
+            tiny_model("bert"), "subspace", num_subspaces=4, codebook_size=16, tokenizer=tokenizer, texts=texts
+        )
+    expected = count_tokens(TEXTS, tokenizer, VOCABULARY)
+    assert all(torch.equal(source.counts, expected) for source in seen)
+
+
+def test_missing_texts_are_told_before_the_model_is_loaded() -> None:
+    for call in (
+        lambda: hce.compress("no/model", "scalar", texts="missing.txt", tokenizer=tiny_tokenizer()),
+        lambda: hce.plan("no/model", ratio=4, texts="missing.txt", tokenizer=tiny_tokenizer()),
+    ):
+        with pytest.raises(hce.CompactConfigError, match="`texts` 'missing.txt' is no file"):
+            call()
+
+
+def test_a_plan_takes_the_same_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = tiny_model("bert"), tiny_tokenizer()
+    options = {"bits_per_weight": 8.0, "tokenizer": tokenizer}
+    for given, counts in (
+        ({"token_counts": "tokenizer"}, counts_from_tokenizer(tokenizer, VOCABULARY)),
+        ({"texts": TEXTS}, count_tokens(TEXTS, tokenizer, VOCABULARY)),
+        ({"texts": write_rows(tmp_path)}, count_tokens(TEXTS, tokenizer, VOCABULARY)),
+    ):
+        found, expected = hce.plan(model, **options, **given), hce.plan(model, **options, token_counts=counts)
+        assert [plan.to_dict() for plan in found] == [plan.to_dict() for plan in expected]
+        assert [plan.to_dict() for plan in found] != [plan.to_dict() for plan in hce.plan(model, **options)]
+    passes = []
+    monkeypatch.setattr(gathering, "count_tokens", lambda *given: passes.append(1) or count_tokens(*given))
+    compact = hce.compress(model, **options, texts=TEXTS)
+    assert len(passes) == 1, "what the plan counted, the fit takes"
+    best = planning.plan(model, **options, texts=TEXTS)[0]
+    assert compact.compact_embedding.nbytes == best.bytes
+
+
+def test_the_verbs_read_every_kind_of_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = tmp_path / "model"
+    tiny_model("bert").save_pretrained(model)
+    tiny_tokenizer().save_pretrained(model)
+    (tmp_path / "a.txt").write_text("\n".join(TEXTS))
+    path = write_rows(tmp_path)
+
+    def plans(*words: str) -> list:
+        assert main(["plan", str(model), "--bits-per-weight", "8", "--json", *words]) == 0
+        return json.loads(capsys.readouterr().out)["plans"]
+
+    expected = plans("--texts", str(tmp_path / "a.txt"))
+    assert plans("--texts", str(path)) == plans("--texts", f"{path}:text") == expected
+    assert plans("--texts", str(path), "--texts-column", "text") == expected
+    assert plans("--token-counts", "tokenizer") != expected
+    assert plans("--texts", str(path), "--texts", str(path)) != expected, "twice as many of each token"
+    for words in (
+        ["compress", str(model), "--method", "scalar", "--output", str(tmp_path / "out")],
+        ["plan", str(model)],
+    ):
+        more = [] if words[0] == "compress" else ["--ratio", "4"]
+        assert main([*words, *more, "--texts", "missing.jsonl"]) == 2
+        assert "`texts` 'missing.jsonl' is no file" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
