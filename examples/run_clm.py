@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-import hf_compact_embeddings  # noqa: F401
+from hf_compact_embeddings import KeepCompactCard
 from hf_compact_embeddings.finetuning.data import require_columns, stream_pieces
 from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages
 from hf_compact_embeddings.finetuning.trainer import leave_process_group
@@ -65,6 +65,7 @@ def main() -> None:
         found = trainer.evaluate(None if split == "validation" else pieces(split))
         return found | {"perplexity": math.exp(found["eval_loss"])}
 
+    trainer.add_callback(KeepCompactCard(trainer))
     run_stages(trainer, arguments, measure, tasks="text-generation")
 
 

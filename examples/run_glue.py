@@ -19,7 +19,7 @@ import dataclasses
 
 from transformers import AutoConfig, AutoModelForSequenceClassification, HfArgumentParser, TrainingArguments, set_seed
 
-from hf_compact_embeddings import CompactConfigError
+from hf_compact_embeddings import CompactConfigError, KeepCompactCard
 from hf_compact_embeddings.finetuning.classification import ClassificationTask, find_task, task_of_rows
 from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, predict_labels, run_stages
 from hf_compact_embeddings.finetuning.trainer import classification_trainer, leave_process_group
@@ -81,6 +81,7 @@ def main() -> None:
         return trainer.evaluate() if split == "validation" else predict_labels(trainer, task, rows(split), limit)
 
     known = {"dataset": f"GLUE {task.name.upper()}"} if task.dataset else {}
+    trainer.add_callback(KeepCompactCard(trainer))
     run_stages(trainer, arguments, measure, tasks="text-classification", **known)
 
 

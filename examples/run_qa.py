@@ -12,7 +12,7 @@ import dataclasses
 
 from transformers import AutoModelForQuestionAnswering, HfArgumentParser, TrainingArguments, set_seed
 
-import hf_compact_embeddings  # noqa: F401
+from hf_compact_embeddings import KeepCompactCard
 from hf_compact_embeddings.finetuning.question_answering import QuestionAnsweringTask
 from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages, write_answers
 from hf_compact_embeddings.finetuning.trainer import answer_trainer, leave_process_group, predicted_answers
@@ -45,6 +45,7 @@ def main() -> None:
         write_answers(trainer, answers, "eval" if split == "validation" else "predict")
         return task.measure(rows, answers) if "answers" in rows[0] else {"samples": len(rows)}
 
+    trainer.add_callback(KeepCompactCard(trainer))
     run_stages(trainer, arguments, measure, tasks="question-answering", dataset="SQuAD")
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
-import hf_compact_embeddings  # noqa: F401
+from hf_compact_embeddings import KeepCompactCard
 from hf_compact_embeddings.evaluation.sentences import sts_correlation
 from hf_compact_embeddings.finetuning.data import number_in, require_columns
 from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages
@@ -104,6 +104,7 @@ def main() -> None:
         encoder = trainer.accelerator.unwrap_model(model)
         return {"spearmanr": sts_correlation(encoder, tokenizer, data.rows(split))}
 
+    trainer.add_callback(KeepCompactCard(trainer))
     run_stages(trainer, arguments, measure, tasks="sentence-similarity")
 
 

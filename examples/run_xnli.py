@@ -13,7 +13,7 @@ import dataclasses
 
 from transformers import AutoModelForSequenceClassification, HfArgumentParser, TrainingArguments, set_seed
 
-from hf_compact_embeddings import CompactConfigError
+from hf_compact_embeddings import CompactConfigError, KeepCompactCard
 from hf_compact_embeddings.finetuning.classification import XNLI
 from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, predict_labels, run_stages
 from hf_compact_embeddings.finetuning.trainer import classification_trainer, leave_process_group
@@ -68,6 +68,7 @@ def main() -> None:
     def measure(split: str) -> dict[str, float]:
         return trainer.evaluate() if split == "validation" else predict_labels(trainer, XNLI, data.chosen(split), limit)
 
+    trainer.add_callback(KeepCompactCard(trainer))
     run_stages(trainer, arguments, measure, tasks="text-classification", dataset="XNLI")
 
 

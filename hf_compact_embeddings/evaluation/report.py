@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..evidence.origin import evidence_of
 from ..fitting.spectrum import covariance, gap_db, shannon_bound
 from ..modeling.architectures import dense_tables
 from ..modeling.errors import CompactConfigError
@@ -38,8 +39,11 @@ class Report:
         bits_per_weight: 8 · compact_bytes / (V · D).
         private_rows: rows stored exactly.
         collisions: rows that are looked up as exactly the vector of an earlier row.
-        model_bytes: of the whole compact model as saved.
+        model_bytes: of all tensors of the compact model as saved.
+        code_files: how many code files a checkpoint carries for loading without this package.
+        code_bytes: of these files.
         other_tables: further dense matrices with a row a token, and their bytes: untied heads and their like.
+        evidence: what the fit was told beside the table, where it is known.
         relative_mse: Σ|ê − e|² / Σ|e − ē|² over all rows.
         mean_cosine: mean over the rows of the cosine between ê and e.
         shannon_bound: the relative MSE that a Gaussian source of the same covariance allows at this rate.
@@ -59,7 +63,10 @@ class Report:
     private_rows: int
     collisions: int
     model_bytes: int
+    code_files: int
+    code_bytes: int
     other_tables: dict[str, int]
+    evidence: str | None = None
     relative_mse: float | None = None
     mean_cosine: float | None = None
     shannon_bound: float | None = None
@@ -84,8 +91,11 @@ class Report:
         yield "rows kept exactly", f"{self.private_rows:,}"
         yield "rows that collide", f"{self.collisions:,}"
         yield "whole model, saved", f"{self.model_bytes:,} bytes"
+        yield "code beside it", f"{self.code_bytes:,} bytes in {self.code_files} files"
         for name, size in self.other_tables.items():
             yield "still dense", f"{name}: {size:,} bytes"
+        if self.evidence is not None:
+            yield "fitted with", self.evidence
         if self.relative_mse is not None:
             yield "relative MSE", f"{self.relative_mse:.4f}   (Shannon bound {self.shannon_bound:.4f})"
             yield "above the bound", f"{self.gap_db:.2f} dB"
@@ -110,6 +120,7 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
         if table.shape != (rows, width):
             raise CompactConfigError(f"`against` has a table {tuple(table.shape)}, `compact` one of {(rows, width)}.")
     dense_bytes = rows * width * (structure.dtype if table is None else table.dtype).itemsize
+    code = compact.config.code_that_reads_it()
     floats = sum(parameter.numel() for parameter in structure.parameters())
     return Report(
         method=structure.options.method,
@@ -125,6 +136,9 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
         private_rows=structure.layout.private_rows,
         collisions=count_collisions(structure),
         model_bytes=_saved_bytes(compact, structure),
+        code_files=len(code),
+        code_bytes=sum(map(len, code.values())),
+        evidence=evidence_of(compact.config.compact_source or {}),
         other_tables={
             name: tensor.numel() * tensor.element_size() for name, tensor in dense_tables(compact, rows).items()
         },

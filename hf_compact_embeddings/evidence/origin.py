@@ -53,6 +53,19 @@ def hub_origin(model: PreTrainedModel) -> tuple[str | None, str | None]:
     return name, commit_of(model.config)
 
 
+def evidence_of(source: dict[str, Any]) -> str | None:
+    """Say in words what a fit was told beside the table; None where there is no record of it."""
+    if not source:
+        return None
+    options, texts = source["options"], source["texts"]
+    counts = {"tokenizer": "token frequencies as its tokenizer tells them", True: "token counts"}
+    found = [counts[source["token_counts"]]] if source["token_counts"] else ["token counts of texts"] if texts else []
+    read = {("metric", "sensitivity"): "sensitivity of the model", ("features", "contextual"): "contextual states"}
+    found += [f"{what}, from texts" for option, what in read.items() if options.get(option[0]) == option[1]]
+    found += ["the special tokens"] if source["tokenizer"] else []
+    return ", ".join(found) or "nothing"
+
+
 def command_of(source: dict[str, Any], base_model: str, output: str) -> str:
     """Return what makes a table again: a shell command, or Python where no tokenizer was given."""
     if not source["tokenizer"]:

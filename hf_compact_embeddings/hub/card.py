@@ -16,11 +16,10 @@ from huggingface_hub.utils import yaml_dump
 from transformers import PreTrainedModel
 
 from ..evaluation.report import Report, inspect
-from ..evidence.origin import command_of
-from ..modeling.code_files import code_record, shipped_files
+from ..evidence.origin import command_of, evidence_of
+from ..modeling.code_files import code_record
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CARD_TAG, CompactModelMixin, native_model_class
-from ..modeling.modeling_compact import __file__ as modeling_file
 from ..modeling.tied import TiedHead
 from ..modeling.transformers_internals import primary_auto_class
 from ..version import __version__
@@ -139,6 +138,10 @@ def make_card(
             f"`report` counts {report.compact_bytes:,} bytes, but `compact` has {compact.compact_embedding.nbytes:,}: "
             "it reports on another model."
         )
+    if code_files is None:
+        code = compact.config.code_that_reads_it()
+    else:
+        code = {file.name: file.read_bytes() for file in code_files}
     source = compact.config.compact_source or {}
     base_model = base_model or source.get("base_model")
     inherited = base_card_data(compact, base_model, token)
@@ -152,7 +155,7 @@ def make_card(
         repo_id=repo_id,
         results=[result.row() for result in results],
         sentences=sentences,
-        code=_code(_shipped(compact) if code_files is None else {file.name: file.read_bytes() for file in code_files}),
+        code=_code(code),
         **_facts(compact, report, base_model, source),
     )
 
@@ -257,6 +260,7 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "version": __version__,
         "command": command_of(source, original, "OUTPUT") if source else "",
         "placeholders": _placeholders(source, base_model),
+        "evidence": evidence_of(source),
         "calibration": _calibration(source.get("calibration")),
         "other_weights": _other_weights(source.get("calibration")),
         "versions": f"hf_compact_embeddings {__version__}, transformers {transformers.__version__}, "
@@ -272,7 +276,7 @@ def _fidelity(report: Report) -> list[tuple[str, str]]:
         ("the least that a Gaussian source allows at this size", f"{report.shannon_bound:.4f}"),
         ("distance to that", f"{report.gap_db:.2f} dB"),
         ("mean cosine of the rows", f"{report.mean_cosine:.4f}"),
-        ("rows with the same codes as an earlier one", f"{report.collisions:,} of {report.rows:,}"),
+        ("rows with the same vector as an earlier one", f"{report.collisions:,} of {report.rows:,}"),
     ]
 
 
@@ -308,10 +312,6 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
         f'`trains="{calibration["trains"]}"`, losses {losses}, learning rates {calibration["learning_rate"]:g} and '
         f"{calibration['table_learning_rate']:g} (table), seed {calibration['seed']}.{kept}"
     )
-
-
-def _shipped(compact: PreTrainedModel) -> dict[str, bytes]:
-    return shipped_files(modeling_file, {table.options.method for table in compact.compact_tables.values()})
 
 
 def _code(files: Mapping[str, bytes]) -> dict[str, Any]:

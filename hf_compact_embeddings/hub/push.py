@@ -22,6 +22,7 @@ from ..evaluation.report import Report
 from ..modeling.errors import CheckpointError, CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
 from .card import TaskResult, write_card
+from .merged_card import complete_card
 from .messages import HubError, explained, may_have_landed, only_warned, raised_by_client
 
 logger = logging.get_logger(__name__)
@@ -125,6 +126,7 @@ def push_to_hub(
         folder = Path(scratch) / "checkpoint"
         if isinstance(compact, str | Path):
             _copy_checkpoint(Path(compact), folder)
+            complete_card(folder)
             compact = load_compact(folder)
         else:
             _write(compact, folder, tokenizer, source, token)

@@ -300,10 +300,14 @@ class CompactConfigMixin(_NativeConfig):
         self.compact_embeddings = tables
         super().__post_init__(*args, **kwargs)
 
+    def code_that_reads_it(self) -> dict[str, bytes]:
+        """Return the code files that a checkpoint with these tables carries, by name."""
+        methods = {options.method for options, _ in read_stored_tables(self.compact_embeddings).values()}
+        return shipped_files(__file__, methods)
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as any configuration does, with the code that reads the tables beside it."""
-        methods = {options.method for options, _ in read_stored_tables(self.compact_embeddings).values()}
-        files = shipped_files(__file__, methods)
+        files = self.code_that_reads_it()
         self.auto_map = auto_map_of(type(self), PREFIX)
         self.compact_code = code_record(files)
         os.makedirs(save_directory, exist_ok=True)

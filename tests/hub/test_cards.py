@@ -18,7 +18,8 @@ import hf_compact_embeddings as hce
 from hf_compact_embeddings.checkpoints import write_checkpoint
 from hf_compact_embeddings.cli.main import build_parser, main
 from hf_compact_embeddings.hub import TaskResult, make_card, write_card
-from hf_compact_embeddings.hub.training_card import KeepCompactCard, complete_card, merged_card
+from hf_compact_embeddings.hub.merged_card import complete_card, merged_card
+from hf_compact_embeddings.hub.training_card import KeepCompactCard
 from hf_compact_embeddings.modeling import modeling_compact
 from hf_compact_embeddings.modeling.modeling_compact import KEPT_CARD
 from hf_compact_embeddings.version import __version__
@@ -94,8 +95,8 @@ def test_the_collisions_are_the_reports() -> None:
     report = hce.inspect(compact, against=dense_model())
     text = make_card(compact, report).text
     assert report.collisions > report.rows / 2
-    assert f"| rows with the same codes as an earlier one | {report.collisions:,} of {report.rows:,} |" in text
-    assert f"- Rows with the same codes as an earlier one: {report.collisions:,}." in text
+    assert f"| rows with the same vector as an earlier one | {report.collisions:,} of {report.rows:,} |" in text
+    assert f"- Rows with the same vector as an earlier one: {report.collisions:,}." in text
     none = dataclasses.replace(report, collisions=0)
     assert "- Rows with the same codes" not in make_card(compact, none).text
 
@@ -253,6 +254,20 @@ def test_plain_trainer_loses_no_card(same: bool, saved: Path, tmp_path: Path) ->
         assert not (folder / KEPT_CARD).exists()
 
 
+def test_a_folder_that_plain_trainer_wrote_is_pushed_with_one_card(
+    saved: Path, tmp_path: Path, hub: HubServer, api: None
+) -> None:
+    trainer = trainer_of(tmp_path / "tuned", type(compact_model()).from_pretrained(saved))
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    hce.push_to_hub(tmp_path / "tuned", REPO)
+    files = hub.files(REPO)
+    assert KEPT_CARD not in files
+    card = files["README.md"].decode()
+    assert "## Size" in card and "## Fine-tuning: " in card
+
+
 def test_a_card_that_is_not_trainers_stays(saved: Path) -> None:
     type(compact_model()).from_pretrained(saved).save_pretrained(saved)
     before = (saved / "README.md").read_text()
@@ -273,7 +288,7 @@ def test_a_card_out_of_reach_does_not_keep_a_model_from_loading(saved: Path, mon
     def refuse(*args: Any, **options: Any) -> None:
         raise OSError("the cache cannot be written")
 
-    monkeypatch.setattr(modeling_compact, "cached_file", refuse)
+    monkeypatch.setattr(modeling_compact, "cached_file_or_none", refuse)
     assert type(compact_model()).from_pretrained(saved)._compact_card is None
 
 
