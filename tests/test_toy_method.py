@@ -42,9 +42,8 @@ class ToyEmbedding(CompactEmbedding):
     options_class = ToyConfig
     layout_class = ToyLayout
 
-    def __init__(self, options, layout, num_embeddings, embedding_dim, padding_idx=None, scale=1.0) -> None:
-        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
-        self.table = nn.Parameter(torch.empty(layout.shared, embedding_dim))
+    def allocate(self) -> None:
+        self.table = nn.Parameter(torch.empty(self.layout.shared, self.embedding_dim))
 
     @classmethod
     def layout_for(cls, options, rows: int, width: int, max_bytes: int | None = None) -> ToyLayout:

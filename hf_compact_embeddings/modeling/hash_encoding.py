@@ -102,8 +102,8 @@ class HashEncoding:
             (self._surfaces, token),
         )
         for column, value in columns + (((self.signatures, NO_SIGNATURE),) if self._signed else ()):
-            place = 0 if in_front else len(column)
-            column[place:place] = [value] * count
+            start = 0 if in_front else len(column)
+            column[start:start] = [value] * count
 
     @property
     def tokens(self) -> list[str]:
@@ -127,11 +127,11 @@ class HashEncoding:
 
     def char_to_token(self, char: int, sequence_index: int = 0) -> int | None:
         """Return the token that covers a character of a sequence."""
-        places = zip(self.sequence_ids, self.offsets, strict=True)
+        spans = zip(self.sequence_ids, self.offsets, strict=True)
         return next(
             (
                 token
-                for token, (sequence, (start, end)) in enumerate(places)
+                for token, (sequence, (start, end)) in enumerate(spans)
                 if sequence == sequence_index and start <= char < end
             ),
             None,

@@ -67,8 +67,13 @@ class CompactEmbedding(nn.Module):
         self.padding_idx, self.scale = padding_idx, scale
         self.check_layout()
         self._allocate_private_rows(layout.private_rows)
+        self.allocate()
 
     # What a method implements.
+
+    def allocate(self) -> None:
+        """Register the tensors of the method, without values; the base class has its own already."""
+        raise NotImplementedError
 
     @classmethod
     def layout_for(cls, options: Any, rows: int, width: int, max_bytes: int | None = None) -> Any:

@@ -90,17 +90,10 @@ class BlocksEmbedding(TieredEmbedding):
     gains: nn.Parameter
     codebooks: nn.Parameter | None
 
-    def __init__(
-        self,
-        options: BlocksConfig,
-        layout: BlocksLayout,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        scale: float = 1.0,
-    ) -> None:
+    def allocate(self) -> None:
         """Allocate the codebooks beside what tiers need."""
-        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
+        super().allocate()
+        options, layout = self.options, self.layout
         entries, rank, coded = layout.codebook_size, layout.rank, options.codebooks == "int8"
         self.register_buffer("entry_codes", stored_bytes(coded, entries, rank))
         self.register_parameter("gains", nn.Parameter(torch.empty(rank)) if coded else None)

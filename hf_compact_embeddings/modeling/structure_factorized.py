@@ -142,28 +142,20 @@ class FactorizedEmbedding(CompactEmbedding):
     code_bytes: Tensor
     code_scales: nn.Parameter
 
-    def __init__(
-        self,
-        options: FactorizedConfig,
-        layout: FactorizedLayout,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        scale: float = 1.0,
-    ) -> None:
+    def allocate(self) -> None:
         """Allocate codes and decoder."""
-        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
+        options, layout = self.options, self.layout
         rows, rank, hidden = layout.coded_rows, layout.rank, layout.hidden_width
         decoded, coded = options.trainable != "none", options.trainable == "all"
 
         def parameter(present: bool, trained: bool, *shape: int) -> nn.Parameter | None:
             return nn.Parameter(torch.empty(shape), requires_grad=trained) if present else None
 
-        self.decoder = nn.Parameter(torch.empty(rank, embedding_dim), requires_grad=decoded)
-        self.bias = nn.Parameter(torch.empty(embedding_dim), requires_grad=decoded)
+        self.decoder = nn.Parameter(torch.empty(rank, self.embedding_dim), requires_grad=decoded)
+        self.bias = nn.Parameter(torch.empty(self.embedding_dim), requires_grad=decoded)
         self.register_parameter("hidden_weight", parameter(hidden > 0, decoded, rank, hidden))
         self.register_parameter("hidden_bias", parameter(hidden > 0, decoded, hidden))
-        self.register_parameter("hidden_decoder", parameter(hidden > 0, decoded, hidden, embedding_dim))
+        self.register_parameter("hidden_decoder", parameter(hidden > 0, decoded, hidden, self.embedding_dim))
         self.register_parameter("row_scales", parameter(layout.row_scales, coded, rows))
         self.register_parameter("codes", parameter(not layout.int8_codes, coded, rows, rank))
         self.register_parameter("code_scales", parameter(layout.int8_codes, coded, rows))

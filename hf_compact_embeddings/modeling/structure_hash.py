@@ -131,24 +131,16 @@ class HashEmbedding(CompactEmbedding):
     special_vectors: nn.Parameter | None
     codes: Tensor
 
-    def __init__(
-        self,
-        options: HashConfig,
-        layout: HashLayout,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        scale: float = 1.0,
-    ) -> None:
+    def allocate(self) -> None:
         """Allocate what the variant learns, the generic vector, and special rows or stored bits."""
-        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
+        options, layout = self.options, self.layout
         self.hashed = self._variant()
-        self.generic_vector = nn.Parameter(torch.empty(embedding_dim))
+        self.generic_vector = nn.Parameter(torch.empty(self.embedding_dim))
         special, codes = None, None
         if self.reads_text:
             # The tokenizer's own; some architectures have another one built in.
             self.padding_idx = 0
-            special = nn.Parameter(torch.empty(layout.special_rows, embedding_dim))
+            special = nn.Parameter(torch.empty(layout.special_rows, self.embedding_dim))
         else:
             codes = torch.empty(layout.coded_rows, _SIGNATURE_BYTES, dtype=torch.uint8)
         self.register_parameter("special_vectors", special)

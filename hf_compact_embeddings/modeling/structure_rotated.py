@@ -131,17 +131,10 @@ class RotatedEmbedding(TieredEmbedding):
     cluster_bits: Tensor
     cluster_gains: nn.Parameter
 
-    def __init__(
-        self,
-        options: RotatedConfig,
-        layout: RotatedLayout,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        scale: float = 1.0,
-    ) -> None:
+    def allocate(self) -> None:
         """Allocate bit tables, gains and centroids beside what tiers need."""
-        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
+        super().allocate()
+        layout = self.layout
         tiers, rank, clusters = len(layout.tier_rows), layout.rank, layout.clusters
         self.register_buffer("axis_bits", stored_bytes(True, tiers, rank))
         self.gains = nn.Parameter(torch.empty(tiers, rank))

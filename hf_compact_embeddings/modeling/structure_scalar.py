@@ -68,20 +68,12 @@ class ScalarEmbedding(CompactEmbedding):
     layout: ScalarLayout
     codes: Tensor
 
-    def __init__(
-        self,
-        options: ScalarConfig,
-        layout: ScalarLayout,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        scale: float = 1.0,
-    ) -> None:
+    def allocate(self) -> None:
         """Allocate codes and scales."""
-        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
-        self.groups = embedding_dim // layout.group_size
+        layout = self.layout
+        self.groups = self.embedding_dim // layout.group_size
         self.scales = nn.Parameter(torch.empty(layout.coded_rows, self.groups))
-        shape = (layout.coded_rows, packed_width(embedding_dim, layout.bits))
+        shape = (layout.coded_rows, packed_width(self.embedding_dim, layout.bits))
         self.register_buffer("codes", torch.empty(shape, dtype=torch.uint8))
 
     @classmethod

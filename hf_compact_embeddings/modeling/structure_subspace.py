@@ -126,18 +126,10 @@ class SubspaceEmbedding(CompactEmbedding):
     codes: Tensor | None
     last_codebook: nn.Parameter | None
 
-    def __init__(
-        self,
-        options: SubspaceConfig,
-        layout: SubspaceLayout,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        scale: float = 1.0,
-    ) -> None:
+    def allocate(self) -> None:
         """Allocate codebooks and codes."""
-        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
-        width, remainder = divmod(embedding_dim, layout.num_subspaces)
+        layout = self.layout
+        width, remainder = divmod(self.embedding_dim, layout.num_subspaces)
         equal = layout.num_subspaces - (1 if remainder else 0)
         self.entries, self.code_bits = layout.codebook_size, bits_for(layout.codebook_size)
         self.codebooks = nn.Parameter(torch.empty(equal, self.entries, width))

@@ -104,17 +104,9 @@ class TieredEmbedding(CompactEmbedding):
     basis_gains: nn.Parameter
     basis: nn.Parameter | None
 
-    def __init__(
-        self,
-        options: TieredConfig,
-        layout: TieredLayout,
-        num_embeddings: int,
-        embedding_dim: int,
-        padding_idx: int | None = None,
-        scale: float = 1.0,
-    ) -> None:
+    def allocate(self) -> None:
         """Allocate codes, tiers, means and basis."""
-        super().__init__(options, layout, num_embeddings, embedding_dim, padding_idx, scale)
+        options, layout = self.options, self.layout
         tiers, rank, coded = len(layout.tier_rows), layout.rank, options.basis == "coded"
         code_bytes = sum(rows * size for rows, size in zip(layout.tier_rows, layout.row_bytes(), strict=True))
         self.register_buffer("codes", stored_bytes(True, code_bytes))
@@ -122,9 +114,9 @@ class TieredEmbedding(CompactEmbedding):
         self.register_buffer("tier_index", stored_bytes(tiers > 1, index_bytes))
         self.register_buffer("basis_codes", stored_bytes(coded, layout.basis_bytes))
         self.register_buffer("basis_bits", stored_bytes(coded, rank))
-        self.means = nn.Parameter(torch.empty(tiers, embedding_dim))
+        self.means = nn.Parameter(torch.empty(tiers, self.embedding_dim))
         self.register_parameter("basis_gains", nn.Parameter(torch.empty(rank)) if coded else None)
-        self.register_parameter("basis", None if coded else nn.Parameter(torch.empty(rank, embedding_dim)))
+        self.register_parameter("basis", None if coded else nn.Parameter(torch.empty(rank, self.embedding_dim)))
         self._known: dict[str, tuple[_State, Any]] = {}
 
     def check_layout(self) -> None:

@@ -27,7 +27,7 @@ class Outputs:
 
     Attributes:
         layers: hidden states (B, T, H), the final ones last; of an encoder-decoder the encoder's.
-        logits: scores (n, V) at the predicted places.
+        logits: scores (n, V) at the predicted positions.
     """
 
     layers: tuple[Tensor, ...]
@@ -41,8 +41,8 @@ class Target:
     Attributes:
         layers: hidden states (B, T, H): the final ones, or those of all layers.
         sentence: mean-pooled vectors (B, H).
-        logits: scores (n, V) at the predicted places.
-        best_ids: the best tokens (n, k) at the predicted places, where only those were kept.
+        logits: scores (n, V) at the predicted positions.
+        best_ids: the best tokens (n, k) at the predicted positions, where only those were kept.
         best_scores: their log-probabilities (n, k).
     """
 
@@ -96,24 +96,26 @@ def choose_losses(compact: PreTrainedModel, teacher: bool, losses: Mapping[str, 
 
 
 def predicts(losses: Mapping[str, float]) -> bool:
-    """Tell whether tokens are predicted, so that places for it must be chosen."""
+    """Tell whether tokens are predicted, so that positions for it must be chosen."""
     return bool(_NEED_PLACES & set(losses))
 
 
-def run(model: torch.nn.Module, owner: PreTrainedModel, inputs: Mapping[str, Tensor], places: Tensor | None) -> Outputs:
+def run(
+    model: torch.nn.Module, owner: PreTrainedModel, inputs: Mapping[str, Tensor], positions: Tensor | None
+) -> Outputs:
     """Run a model on a batch.
 
     Args:
         model: the model, or what a launcher has wrapped around it.
         owner: the model itself.
         inputs: of its `forward`.
-        places: where tokens are predicted (B, T); None where that is not asked.
+        positions: where tokens are predicted (B, T); None where that is not asked.
     """
     extra = {"decoder_input_ids": inputs["input_ids"][:, :1]} if owner.config.is_encoder_decoder else {}
-    with scored_at(owner, places):
+    with scored_at(owner, positions):
         outputs = model(**inputs, **extra, output_hidden_states=True, return_dict=True)
     layers = outputs.encoder_hidden_states if owner.config.is_encoder_decoder else outputs.hidden_states
-    return Outputs(tuple(layers), None if places is None else outputs.logits)
+    return Outputs(tuple(layers), None if positions is None else outputs.logits)
 
 
 @torch.no_grad()
@@ -137,7 +139,7 @@ def total_loss(
         student: outputs of the model that trains.
         target: what the teacher said.
         mask: 1 for tokens, 0 for padding (B, T).
-        labels: the ids (n,) at the predicted places.
+        labels: the ids (n,) at the predicted positions.
         losses: weights by name.
     """
     parts: dict[str, Tensor] = {}

@@ -41,7 +41,7 @@ def write_cache(
 
     Args:
         folder: where to.
-        rows: of ids, with places where tokens are predicted.
+        rows: of ids, with positions where tokens are predicted.
         teacher: the original.
         collator: pads rows.
         losses: what is asked of the teacher.
@@ -142,9 +142,9 @@ def _batches(rows: list[Row], size: int) -> Iterator[list[int]]:
 def _ask(rows: list[Row], teacher: PreTrainedModel, collator: Collator, losses: Mapping[str, float]) -> list[Row]:
     """Return rows with what the teacher says about them."""
     batch = {name: value.to(teacher.device) for name, value in collator(rows).items()}
-    inputs, places, _, _ = split_batch(batch)
+    inputs, positions, _, _ = split_batch(batch)
     mask = inputs["attention_mask"]
-    target = target_of(run(teacher, teacher, inputs, places if predicts(losses) else None), mask, losses)
+    target = target_of(run(teacher, teacher, inputs, positions if predicts(losses) else None), mask, losses)
     answered: list[Row] = [dict(row) for row in rows]
     if target.layers is not None:
         states = target.layers[-1][mask.bool()].half().cpu()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,11 @@ def test_missing_texts_are_told_before_the_model_is_loaded() -> None:
             call()
 
 
+def without_times(plans: list[hce.Plan]) -> list[hce.Plan]:
+    """What a head costs is measured anew each time."""
+    return [dataclasses.replace(plan, head_cost=None) for plan in plans]
+
+
 def test_a_plan_takes_the_same_evidence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = tiny_model("bert"), tiny_tokenizer()
     options = {"bits_per_weight": 8.0, "tokenizer": tokenizer}
@@ -153,9 +159,9 @@ def test_a_plan_takes_the_same_evidence(tmp_path: Path, monkeypatch: pytest.Monk
         ({"texts": TEXTS}, count_tokens(TEXTS, tokenizer, VOCABULARY)),
         ({"texts": write_rows(tmp_path)}, count_tokens(TEXTS, tokenizer, VOCABULARY)),
     ):
-        found, expected = hce.plan(model, **options, **given), hce.plan(model, **options, token_counts=counts)
-        assert [plan.to_dict() for plan in found] == [plan.to_dict() for plan in expected]
-        assert [plan.to_dict() for plan in found] != [plan.to_dict() for plan in hce.plan(model, **options)]
+        found = without_times(hce.plan(model, **options, **given))
+        assert found == without_times(hce.plan(model, **options, token_counts=counts))
+        assert found != without_times(hce.plan(model, **options))
     passes = []
     monkeypatch.setattr(gathering, "count_tokens", lambda *given: passes.append(1) or count_tokens(*given))
     compact = hce.compress(model, **options, texts=TEXTS)
@@ -173,7 +179,7 @@ def test_the_verbs_read_every_kind_of_text(tmp_path: Path, capsys: pytest.Captur
 
     def plans(*words: str) -> list:
         assert main(["plan", str(model), "--bits-per-weight", "8", "--json", *words]) == 0
-        return json.loads(capsys.readouterr().out)["plans"]
+        return [plan | {"head_cost": None} for plan in json.loads(capsys.readouterr().out)["plans"]]
 
     expected = plans("--texts", str(tmp_path / "a.txt"))
     assert plans("--texts", str(path)) == plans("--texts", f"{path}:text") == expected

@@ -27,7 +27,7 @@ def main(folder: Path, name: str, batch_size: int) -> None:
         teacher=AutoModelForMaskedLM.from_pretrained(folder / "teacher"),
         tokenizer=AutoTokenizer.from_pretrained(folder / "teacher"),
         texts=HubTexts(str(folder / "stream")) if streamed else json.loads((folder / "texts.json").read_text()),
-        # All rows have as many places, so that the mean over a batch is the mean over its halves.
+        # All rows have as many positions, so that the mean over a batch is the mean over its halves.
         losses={"logits": 1.0, **({"labels": 1.0, "states": 1.0} if streamed else {})},
         predicted_share=1.0,
         trains="all",

@@ -33,10 +33,10 @@ def test_a_perfect_copy_has_no_loss_and_a_compact_one_has(architecture: str) -> 
     inputs = tiny_inputs(teacher)
     inputs.pop("decoder_input_ids", None)
     mask = inputs["attention_mask"]
-    places = torch.zeros_like(mask, dtype=torch.bool)
-    places[0, 2] = places[1, 1] = places[1, 4] = True
+    positions = torch.zeros_like(mask, dtype=torch.bool)
+    positions[0, 2] = positions[1, 1] = positions[1, 4] = True
     losses = ALL if architecture != "t5" else {name: 1.0 for name in ALL if name != "logits"}
-    shown = places if predicts(losses) else None
+    shown = positions if predicts(losses) else None
     with torch.no_grad():
         said = run(teacher, teacher, inputs, shown)
         target = target_of(said, mask, losses)
@@ -47,7 +47,7 @@ def test_a_perfect_copy_has_no_loss_and_a_compact_one_has(architecture: str) -> 
     assert float(worse) == pytest.approx(sum(map(float, worse_parts.values())))
     if shown is not None:
         whole = teacher(**inputs).logits
-        torch.testing.assert_close(said.logits, whole[places], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(said.logits, whole[positions], atol=1e-5, rtol=1e-5)
 
 
 def test_padding_has_no_part_in_any_loss() -> None:
