@@ -5,7 +5,7 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo cards test lint types check clean
+.PHONY: demo cards test lint types stubs check clean
 
 demo: .venv/.demo
 	$(BIN)/hf-compact demo
@@ -23,6 +23,10 @@ lint: .venv/.test
 
 types: .venv/.test
 	$(BIN)/mypy
+
+# The classes that are made on demand, as type checkers see them; to be made anew for another Transformers.
+stubs: .venv/.test
+	$(BIN)/python -m tests.stubs.make
 
 check: lint types test
 
