@@ -21,25 +21,27 @@ test: .venv/.test
 # The tests of what depends most on other libraries, against the lowest versions that are supported, and the newest.
 # LOWEST_TORCH takes another torch than the lowest, whose builds for Linux bring gigabytes of CUDA along.
 LOWEST_TORCH ?=
+VERSION_EXTRAS ?= test
 VERSION_TESTS ?= tests/modeling tests/contract
+VERSION_TOOLS := --no-compile pytest pytest-xdist hypothesis --editable '.[$(VERSION_EXTRAS)]'
 
 test-lowest: .venv-lowest/.test
-	.venv-lowest/bin/python -m pytest -n 2 --dist worksteal $(VERSION_TESTS)
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(VERSION_TESTS)
 
 test-newest: .venv-newest/.test
-	.venv-newest/bin/python -m pytest -n 2 --dist worksteal $(VERSION_TESTS)
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(VERSION_TESTS)
 
 .venv-lowest/.test: constraints-lowest.txt pyproject.toml
 	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
 	sed '$(if $(LOWEST_TORCH),s/^torch==.*/torch==$(LOWEST_TORCH)/)' constraints-lowest.txt > .venv-lowest/constraints.txt
 	.venv-lowest/bin/$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint .venv-lowest/constraints.txt torch
-	.venv-lowest/bin/$(INSTALL) --constraint .venv-lowest/constraints.txt --editable '.[test]'
+	.venv-lowest/bin/$(INSTALL) --constraint .venv-lowest/constraints.txt $(VERSION_TOOLS)
 	touch $@
 
 .venv-newest/.test: pyproject.toml
 	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --upgrade torch
-	.venv-newest/bin/$(INSTALL) --upgrade --upgrade-strategy eager --editable '.[test]'
+	.venv-newest/bin/$(INSTALL) --upgrade --upgrade-strategy eager $(VERSION_TOOLS)
 	touch $@
 
 lint: .venv/.test
