@@ -3,9 +3,10 @@ PYTHON ?= python3
 # Where pip looks for torch; set it to the index of CPU builds where there is no GPU (see README).
 TORCH_INDEX ?=
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+INSTALL := python -m pip --disable-pip-version-check --quiet install
+PIP := $(BIN)/$(INSTALL)
 
-.PHONY: demo cards test lint types check clean
+.PHONY: demo cards test test-lowest test-newest lint types stubs check clean
 
 demo: .venv/.demo
 	$(BIN)/hf-compact demo
@@ -17,6 +18,32 @@ cards: .venv/.demo
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
+# The tests of what depends most on other libraries, against the lowest versions that are supported, and the newest.
+# LOWEST_TORCH takes another torch than the lowest, whose builds for Linux bring gigabytes of CUDA along.
+LOWEST_TORCH ?=
+VERSION_EXTRAS ?= test
+VERSION_TESTS ?= tests/modeling tests/contract
+VERSION_TOOLS := --no-compile pytest pytest-xdist hypothesis --editable '.[$(VERSION_EXTRAS)]'
+
+test-lowest: .venv-lowest/.test
+	.venv-lowest/bin/python -m pytest -n 2 --dist loadfile $(VERSION_TESTS)
+
+test-newest: .venv-newest/.test
+	.venv-newest/bin/python -m pytest -n 2 --dist loadfile $(VERSION_TESTS)
+
+.venv-lowest/.test: constraints-lowest.txt pyproject.toml
+	test -x .venv-lowest/bin/python || $(PYTHON) -m venv .venv-lowest
+	sed '$(if $(LOWEST_TORCH),s/^torch==.*/torch==$(LOWEST_TORCH)/)' constraints-lowest.txt > .venv-lowest/constraints.txt
+	.venv-lowest/bin/$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint .venv-lowest/constraints.txt torch
+	.venv-lowest/bin/$(INSTALL) --constraint .venv-lowest/constraints.txt $(VERSION_TOOLS)
+	touch $@
+
+.venv-newest/.test: pyproject.toml
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --upgrade torch
+	.venv-newest/bin/$(INSTALL) --upgrade --upgrade-strategy eager $(VERSION_TOOLS)
+	touch $@
+
 lint: .venv/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,20 +51,24 @@ lint: .venv/.test
 types: .venv/.test
 	$(BIN)/mypy
 
+# The classes that are made on demand, as type checkers see them; to be made anew for another Transformers.
+stubs: .venv/.test
+	$(BIN)/python -m tests.stubs.make
+
 check: lint types test
 
 .venv/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
+	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
 	touch $@
 
 .venv/.demo: .venv/.torch pyproject.toml
-	$(PIP) install --constraint constraints.txt --editable '.[demo]'
+	$(PIP) --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
 .venv/.test: .venv/.demo
-	$(PIP) install --constraint constraints.txt --editable '.[test]'
+	$(PIP) --constraint constraints.txt --editable '.[test]'
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-lowest .venv-newest build *.egg-info .pytest_cache .ruff_cache .mypy_cache

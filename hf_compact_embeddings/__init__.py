@@ -6,7 +6,7 @@ attributes of the package: `from hf_compact_embeddings import CompactBertForSequ
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from .version import __version__, require_supported_transformers
 
@@ -16,7 +16,6 @@ from . import registration, training  # noqa: E402
 from .compression import compress, decompress  # noqa: E402
 from .evaluation.report import Report, inspect  # noqa: E402
 from .evaluation.tasks import Evaluation, evaluate  # noqa: E402
-from .fitting import registered_methods  # noqa: E402
 from .hub import HubError, TaskResult, push_to_hub  # noqa: E402
 from .modeling import modeling_compact  # noqa: E402
 from .modeling.errors import (  # noqa: E402
@@ -27,25 +26,40 @@ from .modeling.errors import (  # noqa: E402
 )
 from .modeling.options import StructureConfig  # noqa: E402
 from .modeling.structure import CompactEmbedding, methods  # noqa: E402
+from .modeling.structure_blocks import BlocksConfig  # noqa: E402
+from .modeling.structure_factorized import FactorizedConfig  # noqa: E402
+from .modeling.structure_hash import HashConfig  # noqa: E402
+from .modeling.structure_rotated import RotatedConfig  # noqa: E402
+from .modeling.structure_scalar import ScalarConfig  # noqa: E402
+from .modeling.structure_subspace import SubspaceConfig  # noqa: E402
 from .modeling.tokenization_hash import CompactHashTokenizer  # noqa: E402
 from .planning import Plan, plan  # noqa: E402
 
 registration.register()
 
 __all__ = [
+    "BlocksConfig",
+    "CalibrationError",
     "CheckpointError",
     "CompactConfigError",
     "CompactEmbedding",
     "CompactEmbeddingsError",
     "CompactHashTokenizer",
     "Evaluation",
+    "FactorizedConfig",
+    "HashConfig",
     "HubError",
+    "KeepCompactCard",
     "Plan",
     "Report",
+    "RotatedConfig",
+    "ScalarConfig",
     "StructureConfig",
+    "SubspaceConfig",
     "TaskResult",
     "UnsupportedArchitectureError",
     "__version__",
+    "calibrate",
     "compress",
     "decompress",
     "evaluate",
@@ -56,28 +70,24 @@ __all__ = [
     "training",
 ]
 
-# Each method's configuration class is a public name: SubspaceConfig and its like.
-_OPTIONS_CLASSES = [method.structure.options_class for method in registered_methods()]
-_METHOD_CONFIGS = {options_class.__name__: options_class for options_class in _OPTIONS_CLASSES}
-# What is imported from `training` when it is asked for.
-_TRAINING = ("CalibrationError", "calibrate")
-# Needs Trainer, which takes seconds to import.
-_CALLBACK = "KeepCompactCard"
+if TYPE_CHECKING:
+    from .compact_classes import *  # noqa: F403
+    from .hub.training_card import KeepCompactCard
+    from .training import CalibrationError, calibrate
+else:
 
+    def __getattr__(name: str) -> object:
+        # What needs Trainer takes seconds to import, and the classes are too many to make before they are asked for.
+        if name in ("CalibrationError", "calibrate"):
+            return getattr(training, name)
+        if name == "KeepCompactCard":
+            from .hub.training_card import KeepCompactCard
 
-def __getattr__(name: str) -> Any:
-    if name in _METHOD_CONFIGS:
-        return _METHOD_CONFIGS[name]
-    if name in _TRAINING:
-        return getattr(training, name)
-    if name == _CALLBACK:
-        from .hub.training_card import KeepCompactCard
-
-        return KeepCompactCard
-    if name.startswith(modeling_compact.PREFIX):
-        return getattr(modeling_compact, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            return KeepCompactCard
+        if name.startswith(modeling_compact.PREFIX):
+            return getattr(modeling_compact, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_METHOD_CONFIGS, *_TRAINING, _CALLBACK, *registration.compact_class_names()})
+    return sorted({*globals(), *__all__, *registration.compact_class_names()})

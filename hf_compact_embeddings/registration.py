@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
+import transformers
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from .modeling import modeling_compact
@@ -58,10 +59,12 @@ def _compact_names(heads: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 def compact_class_names() -> list[str]:
-    """Return the names of all registered config and model classes."""
+    """Return the names of the registered config and model classes whose native class is a name of Transformers."""
     names: set[str] = set()
     for mapping in (CONFIG_MAPPING_NAMES, *model_mappings().values()):
         for model_type, value in mapping.items():
             if model_type.startswith(MODEL_TYPE_PREFIX):
                 names.update([value] if isinstance(value, str) else value)
-    return sorted(names)
+    # The Auto classes list some classes by their modules alone.
+    public = set(dir(transformers))
+    return sorted(name for name in names if name.removeprefix(PREFIX) in public)

@@ -6,10 +6,14 @@ import copy
 import importlib
 import importlib.metadata
 import pickle
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 import transformers
+from packaging.requirements import Requirement
+from packaging.version import Version
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES
@@ -21,7 +25,7 @@ from hf_compact_embeddings.modeling.transformers_internals import heads_of, mode
 
 from .cases import Case, compress_tiny, for_each_method
 from .tiny_models import ARCHITECTURES, tiny_config
-from .tools import last_json, run_python, tiny_texts, tiny_tokenizer
+from .tools import REPOSITORY, last_json, run_python, tiny_texts, tiny_tokenizer
 
 IMPORT = """
 import json, sys, time
@@ -172,10 +176,29 @@ def test_the_native_tokenizer_class_reads_a_compact_folder(case: Case, tmp_path:
     assert tokenizer("hello world")["input_ids"] == [2, 5, 6, 3]
 
 
-def test_an_old_transformers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "version", lambda name: "4.57.1")
-    with pytest.raises(ImportError, match=r"needs transformers 5 or newer, but 4\.57\.1 is installed"):
+@pytest.mark.parametrize("installed", ["4.57.1", "5.0.0", "5.6.2", "5.9.0", "5.10.4", "5.11.0rc1"])
+def test_an_old_transformers_is_refused(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: installed)
+    with pytest.raises(ImportError, match=rf"needs transformers 5\.11\.0 or newer, but {re.escape(installed)} is"):
         version.require_supported_transformers()
-    for supported in ("5.0.0", "5.23.0", "6.1.0.dev0"):
-        monkeypatch.setattr(importlib.metadata, "version", lambda name, value=supported: value)
-        version.require_supported_transformers()
+
+
+@pytest.mark.parametrize("installed", ["5.11.0", "5.23.0", "5.100.0", "6.1.0.dev0"])
+def test_a_newer_transformers_is_taken(installed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: installed)
+    version.require_supported_transformers()
+
+
+def test_lower_bounds_are_those_that_the_tests_run_with() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    asked = [Requirement(line) for group in (project["dependencies"], *extras.values()) for line in group]
+    bounds = {one.name: str(one.specifier).removeprefix(">=") for one in asked if str(one.specifier).startswith(">=")}
+    pinned = dict(re.findall(r"^([\w-]+)==(.+)$", (REPOSITORY / "constraints-lowest.txt").read_text(), re.MULTILINE))
+    assert {"torch", "transformers", "numpy", "huggingface-hub", "datasets", "peft"} <= bounds.keys() & pinned.keys()
+    for name in bounds.keys() & pinned.keys():
+        # A first release that was withdrawn, or does not work, makes the pin another patch of the same release.
+        assert Version(pinned[name]).release[:2] == Version(bounds[name]).release[:2], name
+        assert Version(pinned[name]) >= Version(bounds[name]), name
+    assert {Requirement(line).name for line in project["dependencies"]} <= pinned.keys(), "all of them are pinned"
+    assert Version(bounds["transformers"]) == Version(version.LOWEST_TRANSFORMERS)

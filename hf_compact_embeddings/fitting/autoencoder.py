@@ -26,6 +26,7 @@ from .factorization import (
     row_chunks,
     row_norms,
 )
+from .reproducible import total
 
 # Of codes next to the rows' norm: units that see still smaller ones would need weights that float16 cannot hold.
 _SMALLEST_SPREAD = 1e-3
@@ -161,7 +162,9 @@ class _Trainer:
         self.generator = torch.Generator().manual_seed(seed)
         self.norms = row_norms(table)
         self.active = has_direction(self.norms).nonzero().squeeze(1)
-        self.unit = float(self.norms[self.active].mean()) if options.unit_scale and self.active.numel() else 1.0
+        self.unit = 1.0
+        if options.unit_scale and self.active.numel():
+            self.unit = float(total(self.norms[self.active])) / self.active.numel()
         self.weights = None if weights is None else check_weights(weights, table).to(self.norms)
         self.encoder: tuple[Tensor, Tensor] | None = None
         self.codes = torch.empty(0)
@@ -197,7 +200,7 @@ class _Trainer:
         hidden_width = self.options.hidden_width
         if hidden_width:
             # Random units that see codes of unit size, and add nothing yet: the start stays the closed form.
-            spread = self.codes.square().mean(dim=0).sqrt().clamp_(min=_SMALLEST_SPREAD)
+            spread = (total(self.codes.square()) / len(self.codes)).sqrt().float().clamp_(min=_SMALLEST_SPREAD)
             units = torch.randn(self.rank, hidden_width, generator=self.generator).to(self.device)
             self.decoder += [
                 units / spread.unsqueeze(1) / math.sqrt(self.rank),

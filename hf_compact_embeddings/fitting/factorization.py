@@ -5,16 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling.errors import CompactConfigError, config_error
-
-Algorithm = Literal["gram", "exact"]
-ALGORITHMS: tuple[Algorithm, ...] = ("gram", "exact")
+from .reproducible import symmetric_eigen, total
 
 # What the direction-aware loss adds to |ê - e|, whose power has no slope at zero.
 POWER_EPSILON = 1e-10
@@ -115,7 +112,7 @@ def row_norms(table: Tensor, device: torch.device | None = None) -> Tensor:
 
 def has_direction(norms: Tensor) -> Tensor:
     """Return which rows are not zero (V,), as bool, from their norms (V,)."""
-    return norms > _SMALLEST_ROW * norms.mean()
+    return norms > _SMALLEST_ROW * _mean(norms)
 
 
 def principal_axes(
@@ -123,27 +120,22 @@ def principal_axes(
     rank: int,
     weights: Tensor | None = None,
     centred: bool = True,
-    algorithm: Algorithm = "gram",
     device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find the subspace that leaves the least weighted squared error.
 
-    The table is read in chunks, and never copied as a whole. "gram" takes the eigenvectors of the (D, D) moments;
-    "exact" keeps the triangular factor of the rows, which resolves axes 1e-4 times as long as the longest too.
+    The table is read in chunks, and never copied as a whole: the axes are the eigenvectors of its (D, D) moments.
 
     Args:
         table: (V, D).
         rank: k, the number of axes.
         weights: what each row's squared error counts (V,), or None for equal weights.
         centred: whether the axes start at the weighted mean of the rows rather than at zero.
-        algorithm: "gram" or "exact".
         device: where to compute.
 
     Returns:
         Orthonormal axes (k, D), longest first, and the centre (D,), both float32.
     """
-    if algorithm not in ALGORITHMS:
-        raise config_error("algorithm", algorithm, f"allowed are {', '.join(map(repr, ALGORITHMS))}")
     device = table.device if device is None else device
     roots = _root_weights(table, weights, device)
     width = table.shape[1]
@@ -153,17 +145,10 @@ def principal_axes(
             centre += roots[rows].square() @ chunk
     shift = centre.float()
     moments = torch.zeros(width, width, dtype=torch.float64, device=device)
-    triangle = torch.zeros(0, width, device=device)
     for rows, chunk in row_chunks(table, device):
         scaled = (chunk - shift).mul_(roots[rows, None])
-        if algorithm == "exact":
-            triangle = torch.linalg.qr(torch.cat([triangle, scaled]), mode="r").R
-        else:
-            moments += scaled.T @ scaled
-    if algorithm == "exact":
-        axes = torch.linalg.svd(triangle.double(), full_matrices=True).Vh[:rank]
-    else:
-        axes = torch.linalg.eigh(moments).eigenvectors[:, -rank:].flip(1).T
+        moments += scaled.T @ scaled
+    axes = symmetric_eigen(moments)[1][:, -rank:].flip(1).T
     # The sign of an axis is arbitrary; fixing it makes fits comparable between machines.
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
     return (axes * largest.sign()).float().contiguous(), shift
@@ -204,7 +189,7 @@ def direction_axes(
         for rows, chunk in row_chunks(table, device):
             decoded = torch.addmm(centre, (chunk - centre) @ axes.T, axes)
             cosines[rows] = F.cosine_similarity(decoded, chunk, dim=1)
-        reached = float(shares @ cosines.double())
+        reached = float(total(shares * cosines))
         if reached > highest:
             best, highest = (axes, centre), reached
         yield best
@@ -227,7 +212,7 @@ def mark_zero_rows(codes: Tensor, norms: Tensor) -> Tensor:
     """Give zero rows, and no others, the code that is all zero; works in place on codes (V, k)."""
     present = has_direction(norms)
     codes[~present] = 0.0
-    codes[present & ~codes.any(dim=1), 0] = _SMALLEST_CODE * float(norms.mean())
+    codes[present & ~codes.any(dim=1), 0] = _SMALLEST_CODE * _mean(norms)
     return codes
 
 
@@ -236,7 +221,6 @@ def fit_svd(
     rank: int,
     weights: Tensor | None = None,
     centred: bool = True,
-    algorithm: Algorithm = "gram",
     device: torch.device | None = None,
 ) -> Factors:
     """Return the factors with the least weighted squared error: the truncated SVD of the (centred) table.
@@ -246,7 +230,6 @@ def fit_svd(
         rank: k.
         weights: what each row's squared error counts (V,), e.g. a power of token frequency.
         centred: whether the factors have a bias, the weighted mean of the rows that are not zero.
-        algorithm: "gram" or "exact".
         device: where to compute.
     """
     check_rank(rank, table.shape[1])
@@ -254,7 +237,7 @@ def fit_svd(
     present = has_direction(norms)
     if not bool(present.all()):
         weights = present.float() if weights is None else present * weights.to(norms)
-    axes, centre = principal_axes(table, rank, weights, centred, algorithm, device)
+    axes, centre = principal_axes(table, rank, weights, centred, device)
     bias = centre if centred else None
     return Factors(project_rows(table, axes, bias, norms), axes, bias)
 
@@ -321,9 +304,13 @@ def check_weights(weights: Tensor, table: Tensor) -> Tensor:
     return weights
 
 
+def _mean(norms: Tensor) -> float:
+    return float(total(norms)) / len(norms)
+
+
 def _root_weights(table: Tensor, weights: Tensor | None, device: torch.device) -> Tensor:
     """Return the square roots of the weights (V,), scaled to sum to 1 when squared."""
     if weights is None:
         return torch.full((len(table),), len(table) ** -0.5, device=device)
     checked = check_weights(weights, table).to(device=device, dtype=torch.float64)
-    return (checked / checked.sum().clamp(min=_TINY)).sqrt().float()
+    return (checked / total(checked).clamp(min=_TINY)).sqrt().float()

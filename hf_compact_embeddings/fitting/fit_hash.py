@@ -18,6 +18,7 @@ from ..modeling.hash_variants import CHUNK_ENTRIES, AddVariant, BucketVariant, L
 from ..modeling.hashing import SIGNATURE_BITS, WordHasher, expand_bits, unpack_signatures
 from ..modeling.structure_hash import HashConfig, HashEmbedding
 from .methods import empty_structure, register_method
+from .reproducible import symmetric_eigen
 from .source import FitSource
 
 _ROWS_PER_CHUNK = 4096
@@ -140,7 +141,7 @@ def _least_squares(
         gram = gram + (weighted.T @ known).double()
         moment = moment + (weighted.T @ residual).double()
     assert isinstance(gram, Tensor) and isinstance(moment, Tensor)
-    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = symmetric_eigen(gram)
     kept = values > _SMALLEST_SHARE * values[-1]
     solution = (vectors[:, kept] / values[kept]) @ (vectors[:, kept].T @ moment)
     solution = solution.float()

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from .reproducible import symmetric_eigen
 from .spectrum import covariance, metric_roots
 
 _CHUNK = 8192
@@ -37,7 +38,7 @@ def principal_axes(table: Tensor, weights: Tensor, metric: Tensor | None = None)
     """Find the axes of rows (V, D) that weigh (V,) in a metric (D, D); None: plain distance."""
     root, inverse = metric_roots(metric, table.shape[1])
     mean, moment = covariance(table, weights)
-    _, directions = torch.linalg.eigh(root @ moment @ root)
+    _, directions = symmetric_eigen(root @ moment @ root)
     directions = directions.flip(1)
     return PrincipalAxes(mean=mean, root=root, project=root @ directions, basis=directions.T @ inverse)
 

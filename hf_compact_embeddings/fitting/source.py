@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.errors import CompactConfigError
+from .reproducible import total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,4 +82,4 @@ class FitSource:
         if self.multiplicity is not None:
             weights *= self.multiplicity
         weights[self.private_ids] = 0.0
-        return weights / weights.mean()
+        return weights / (float(total(weights)) / rows)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from .reproducible import symmetric_eigen
+
 _ROWS_PER_CHUNK = 8192
 _BISECTIONS = 200
 # Of the mean eigenvalue: what a metric that was measured on few texts says at least of any direction.
@@ -41,7 +43,7 @@ def metric_roots(metric: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
     """
     if metric is None:
         return torch.eye(width).double(), torch.eye(width).double()
-    values, vectors = torch.linalg.eigh(metric.double())
+    values, vectors = symmetric_eigen(metric.double())
     values = (values.clamp(min=0.0) / values.clamp(min=0.0).mean()) + _SHRINKAGE
     return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
 

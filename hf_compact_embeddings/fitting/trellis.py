@@ -3,17 +3,18 @@
 A row is a ring of bits. Axis i owns the next `bits[i]` of them, and its value is a fixed function of the window of
 the last L bits that ends with its own. So every axis sees L bits while it pays for its own only, rows decode alone
 and by gathers, and nothing but the bits is stored. Encoding finds the ring whose values come closest to the row
-(Viterbi search; compiled where numba is installed, else in plain torch with the same result).
+(Viterbi search; compiled where numba can be imported, else in plain torch with the same result).
 """
 
 from __future__ import annotations
 
-import importlib.util
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.utils import logging
 
 from ..modeling.errors import CompactConfigError
 from ..modeling.trellis_codes import (
@@ -38,6 +39,8 @@ __all__ = [
     "window_bits_for",
     "windows_of",
 ]
+
+logger = logging.get_logger(__name__)
 
 # Measured on Gaussian rows, 2^12 states: the spread of the values relative to the axis at which the error is least,
 # and how far that error stays above the bound of 4^-bits, in dB. Index 0 is an axis without bits.
@@ -68,7 +71,7 @@ def encode(
         bits: of each axis, 1 to MAX_BITS each; their sum must be whole bytes and at least `window_bits`.
         gains: what the values of each axis are multiplied by (n,).
         window_bits: log2 of the number of states.
-        compiled: use the compiled search; by default where numba is installed and the points are on the CPU.
+        compiled: use the compiled search; by default where numba can be imported and the points are on the CPU.
 
     Returns:
         Packed codes (V, sum(bits) / 8), uint8, first bit highest.
@@ -79,7 +82,7 @@ def encode(
             f"`points` {tuple(points.shape)} and `gains` {tuple(gains.shape)} do not fit to {len(bits)} axes."
         )
     if compiled is None:
-        compiled = points.device.type == "cpu" and importlib.util.find_spec("numba") is not None
+        compiled = points.device.type == "cpu" and _numba_works()
     values = gains.float().to(points.device)[:, None] * reproduction_values(window_bits).to(points.device)
     trials, laps = _effort(sum(bits), window_bits)
     codes = []
@@ -95,6 +98,21 @@ def encode(
             windows = _plain_search(chunk, bits, values, trials, laps)
         codes.append(_pack(windows, bits))
     return torch.cat(codes) if codes else torch.empty(0, sum(bits) // 8, dtype=torch.uint8)
+
+
+@functools.cache
+def _numba_works() -> bool:
+    """Whether numba can be imported; cached, so that the reason why not is logged once."""
+    try:
+        import numba  # noqa: F401
+    # A NumPy that is too new is an ImportError, a broken llvmlite an OSError, an old numba an AttributeError.
+    except (ImportError, OSError, AttributeError) as error:
+        logger.warning(
+            f"The search for trellis codes runs in plain torch, far slower and with the same result, because numba "
+            f"cannot be imported: {error}. `pip install 'hf_compact_embeddings[fast]'` installs one that can be."
+        )
+        return False
+    return True
 
 
 def _checked(bits: Sequence[int], window_bits: int) -> list[int]:

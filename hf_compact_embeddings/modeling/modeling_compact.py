@@ -53,6 +53,8 @@ _model_classes: dict[str, type[PreTrainedModel]] = {}
 
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from transformers import PreTrainedConfig as _NativeConfig
     from transformers import PreTrainedModel as _NativeModel
 else:
@@ -135,7 +137,7 @@ class CompactModelMixin(_NativeModel):
         self.tie_weights()
 
     @classmethod
-    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self:
         """Load as any model does, and refuse a checkpoint whose compact table is missing or does not fit."""
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
@@ -149,7 +151,8 @@ class CompactModelMixin(_NativeModel):
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
             )
             raise RuntimeError(f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}.")
-        return (model, info) if output_loading_info else model
+        # Annotated as the native ones are, whose pair is not in their annotation either.
+        return (model, info) if output_loading_info else model  # type: ignore[return-value]
 
     def _report_changed_code(self, source: object) -> None:
         """Warn if code files are not those that were saved: beside this file as remote code, else in the folder."""

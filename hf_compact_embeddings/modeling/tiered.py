@@ -202,7 +202,8 @@ class TieredEmbedding(CompactEmbedding):
     def tier_codes(self, tier: int) -> Tensor:
         """Return the codes (n, bytes) of a tier's rows."""
         rows, size = self.layout.tier_rows, self.layout.row_bytes()
-        start = sum(count * width for count, width in zip(rows[:tier], size, strict=False))
+        # Of one length: the compiler of torch 2.6 wants `zip` so.
+        start = sum(count * width for count, width in zip(rows[:tier], size[:tier], strict=True))
         return self.codes[start : start + rows[tier] * size[tier]].view(rows[tier], size[tier])
 
     @torch.no_grad()

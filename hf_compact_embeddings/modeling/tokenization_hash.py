@@ -139,6 +139,12 @@ class CompactHashTokenizer(PreTrainedTokenizer):
             "spellings": spellings,
         }
 
+    def _known(self, what: str) -> Any:
+        # `datasets` before 4.7 empties the dictionary of the tokenizer that it takes a fingerprint of.
+        if what not in self.cache:
+            self._forget_words()
+        return self.cache[what]
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "cache"}
 
@@ -153,11 +159,11 @@ class CompactHashTokenizer(PreTrainedTokenizer):
         surface = token[:MAX_WORD_CHARS]
         if not spelling(surface):
             return self._added_tokens_encoder[self.unk_token]
-        word_id: int = self.cache["ids"][surface]
+        word_id: int = self._known("ids")[surface]
         return word_id
 
     def _convert_id_to_token(self, index: int) -> str:
-        word: str = self.cache["spellings"].get(index, f"<w:{index:x}>")
+        word: str = self._known("spellings").get(index, f"<w:{index:x}>")
         return word
 
     # From text to rows
@@ -195,8 +201,8 @@ class CompactHashTokenizer(PreTrainedTokenizer):
             text[first:last] if last - first <= MAX_WORD_CHARS else text[first : first + MAX_WORD_CHARS]
             for first, last in offsets
         ]
-        ids = list(map(self.cache["ids"].__getitem__, surfaces))
-        signatures = list(map(self.cache["signatures"].__getitem__, surfaces)) if self._signed else []
+        ids = list(map(self._known("ids").__getitem__, surfaces))
+        signatures = list(map(self._known("signatures").__getitem__, surfaces)) if self._signed else []
         return Words(ids, offsets, surfaces, signatures, range(len(ids)))
 
     def _words_of_list(self, given: Sequence[str], split_special_tokens: bool) -> Words:

@@ -16,7 +16,7 @@ from hf_compact_embeddings.modeling.transformers_internals import heads_of
 
 from ..cases import Case, compress_tiny, first_cases, for_each_method, for_pairs
 from ..tiny_models import ARCHITECTURES, tiny_config, tiny_inputs, tiny_model
-from ..tools import assert_same_outputs, storages
+from ..tools import assert_same_outputs, outputs_of, storages
 
 BERT_HEADS = heads_of("bert")
 OTHER_ARCHITECTURES = [name for name in ARCHITECTURES if name not in ("bert", "llama-untied")]
@@ -51,6 +51,11 @@ def test_every_head_of_other_architectures(architecture: str, tmp_path) -> None:
     assert len(heads) > 1
     for auto_class, head in heads.items():
         dense, compact = compress_tiny(architecture, case, head=head)
+        try:
+            outputs_of(dense)
+        except IndexError:
+            # A native head that reads what its native body does not give: multiple choice in some releases.
+            continue
         assert_is_compact(compact, dense)
         assert_same_outputs(compact, hce.decompress(compact), 1e-5)
         compact.save_pretrained(tmp_path / auto_class)

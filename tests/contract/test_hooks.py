@@ -18,7 +18,7 @@ from ..cases import (
     for_each_method,
 )
 from ..tiny_models import tiny_inputs
-from ..tools import assert_same_outputs, outputs_of
+from ..tools import assert_same_outputs, outputs_of, skip_unless_compiled_whole
 
 
 @for_each_method("project")
@@ -68,6 +68,7 @@ def test_look_up_and_scores_are_one_graph_each(case: Case) -> None:
 
 @for_each_method("project")
 def test_a_whole_model_is_one_graph(case: Case) -> None:
+    skip_unless_compiled_whole()
     _, compact = compress_tiny("bert", case)
     torch._dynamo.reset()
     compiled = torch.compile(compact, backend="aot_eager", fullgraph=True)

@@ -53,14 +53,13 @@ def reference_svd(table: Tensor, rank: int, weights: Tensor, centred: bool) -> T
     return left @ torch.diag(values) @ right / roots + centre
 
 
-@pytest.mark.parametrize("algorithm", module.ALGORITHMS)
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_svd_has_the_least_weighted_error(algorithm, centred, weighted, monkeypatch):
+def test_svd_has_the_least_weighted_error(centred, weighted, monkeypatch):
     monkeypatch.setattr(module, "_ROWS_PER_CHUNK", 70)
     table = random_table()
     weights = random_weights() if weighted else torch.ones(300)
-    factors = fit_svd(table, 5, weights if weighted else None, centred, algorithm)
+    factors = fit_svd(table, 5, weights if weighted else None, centred)
     assert factors.codes.shape == (300, 5) and factors.decoder.shape == (5, 24)
     assert (factors.bias is not None) == centred
     torch.testing.assert_close(factors.decode().double(), reference_svd(table, 5, weights, centred), atol=1e-4, rtol=0)
@@ -70,19 +69,6 @@ def test_weights_change_what_is_kept():
     table, weights = random_table(), random_weights()
     own, other = fit_svd(table, 5, weights).decode(), fit_svd(table, 5).decode()
     assert weighted_error(table, own, weights) < 0.95 * weighted_error(table, other, weights)
-
-
-def test_the_exact_algorithm_resolves_axes_that_moments_cannot():
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
-    lengths = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1e-5, 1e-5, 1e-6, 1e-6, 1e-7, 1e-7])
-    codes = torch.linalg.qr(torch.randn(400, 12, generator=generator)).Q
-    table = (codes * lengths) @ basis
-    missed = {}
-    for algorithm in module.ALGORITHMS:
-        axes, _ = principal_axes(table, 8, centred=False, algorithm=algorithm)
-        missed[algorithm] = float((basis[:8] - basis[:8] @ axes.T @ axes).norm())
-    assert missed["exact"] < 0.1 < missed["gram"]
 
 
 def test_axes_are_orthonormal_longest_first_and_the_same_for_a_mirrored_table():
@@ -105,12 +91,11 @@ def test_the_mean_of_a_far_off_table_does_not_drown_its_axes():
     rows=st.integers(1, 40),
     width=st.integers(2, 12),
     data=st.data(),
-    algorithm=st.sampled_from(module.ALGORITHMS),
     centred=st.booleans(),
 )
-def test_any_shape_has_a_fit(rows, width, data, algorithm, centred):
+def test_any_shape_has_a_fit(rows, width, data, centred):
     rank = data.draw(st.integers(1, width - 1))
-    factors = fit_svd(random_table(rows, width), rank, None, centred, algorithm)
+    factors = fit_svd(random_table(rows, width), rank, None, centred)
     assert factors.codes.shape == (rows, rank) and factors.decoder.shape == (rank, width)
     if rank >= rows:
         torch.testing.assert_close(factors.decode(), random_table(rows, width), atol=1e-2, rtol=1e-3)
@@ -264,11 +249,6 @@ def test_a_table_that_is_not_finite_is_refused(value):
 def test_weights_that_make_no_sense_are_refused(weights):
     with pytest.raises(CompactConfigError, match="300 finite numbers"):
         fit_svd(random_table(), 4, weights)
-
-
-def test_an_unknown_algorithm_is_refused():
-    with pytest.raises(CompactConfigError, match="'gram', 'exact'"):
-        fit_svd(random_table(), 4, algorithm="qr")
 
 
 def test_half_precision_tables_are_fitted_in_single():

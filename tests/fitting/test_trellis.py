@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -46,6 +48,37 @@ def test_both_searches_take_the_first_of_equally_good_paths(bits):
         for compiled in (True, False)
     ]
     assert torch.equal(*codes)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        "raise ImportError('Numba needs NumPy 2.0 or less. Got NumPy 2.4.')",
+        "raise OSError('Could not find/load shared object file: libllvmlite.so')",
+        "from numpy import nothing_that_is_there",
+    ],
+)
+def test_a_numba_that_cannot_be_imported_is_done_without(
+    failure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bits, points = [2, 1, 1] * 4, gaussian_rows(9, 12)
+    plain = trellis.encode(points, bits, torch.ones(12), 8, compiled=False)
+    (tmp_path / "numba.py").write_text(failure)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("numba", trellis.__name__ + "_kernel"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    logged: list[str] = []
+    monkeypatch.setattr(trellis.logger, "warning", logged.append)
+    trellis._numba_works.cache_clear()
+    try:
+        for _ in range(2):
+            assert torch.equal(trellis.encode(points, bits, torch.ones(12), 8), plain)
+        assert len(logged) == 1 and "plain torch, far slower" in logged[0]
+        assert failure.split("'")[1] in logged[0] if "'" in failure else "nothing_that_is_there" in logged[0]
+        with pytest.raises((ImportError, OSError)):
+            trellis.encode(points, bits, torch.ones(12), 8, compiled=True)
+    finally:
+        trellis._numba_works.cache_clear()
 
 
 @pytest.mark.parametrize("bits", ROWS_OF_BITS, ids=str)

@@ -124,9 +124,9 @@ def test_modules_of_a_tied_head_answer_what_libraries_ask() -> None:
 def test_a_head_that_computes_with_the_table_itself_fails_loudly() -> None:
     """A plain meta tensor in its place gave scores out of memory that nobody had written to."""
     config = DebertaV2Config(vocab_size=VOCABULARY, legacy=False, **_SMALL)
-    compact = hce.compress(DebertaV2ForMaskedLM(config), hce.SubspaceConfig(**OPTIONS))
-    with pytest.raises(UnsupportedArchitectureError, match="computes with the table's `weight` itself"):
-        compact(torch.tensor([[5, 17]]))
+    # Older releases of Transformers name the head itself among what is tied.
+    with pytest.raises(UnsupportedArchitectureError, match="computes with the table's `weight` itself|looked for"):
+        hce.compress(DebertaV2ForMaskedLM(config), hce.SubspaceConfig(**OPTIONS))(torch.tensor([[5, 17]]))
 
 
 def test_an_architecture_that_starts_its_table_itself() -> None:

@@ -117,7 +117,8 @@ def test_a_checkpoint_changes_nothing_outside_itself(tmp_path: Path) -> None:
     found = last_json(output)
     assert found["foreign"] == [] and found["classes"] == ["CompactBertForMaskedLM"] * len(cases)
     assert found["count"] > 5000, "what is compared is there"
-    assert found["changed"] == []
+    # Older releases note there, for an exporter, every class that a model was ever made of.
+    assert set(found["changed"]) <= {".transformers.modeling_utils._CAN_RECORD_REGISTRY"}
     assert found["gone"] == []
     # The checkpoints' own classes, under configurations that are their own too.
     assert len(found["registered"]) >= len(cases)

@@ -23,7 +23,15 @@ from hf_compact_embeddings.modeling.hashing import WordHasher, expand_bits, unpa
 from hf_compact_embeddings.modeling.structure_hash import HashConfig, HashEmbedding
 
 from ..tiny_models import ARCHITECTURES, tiny_config, tiny_model
-from ..tools import LargestTensor, assert_same_state, last_json, run_python, tiny_texts, tiny_tokenizer
+from ..tools import (
+    LargestTensor,
+    assert_same_state,
+    last_json,
+    run_python,
+    skip_unless_compiled_whole,
+    tiny_texts,
+    tiny_tokenizer,
+)
 
 VARIANTS = ("proj", "add", "pool", "emb")
 HASHES = ("md", "lsh")
@@ -401,6 +409,7 @@ def test_signatures_travel_through_copies_threads_and_parallel_replicas() -> Non
 
 
 def test_a_compiled_model_has_no_breaks() -> None:
+    skip_unless_compiled_whole()
     for hashing in HASHES:
         model = new_model(hashing)
         inputs = {key: value for key, value in batch(hashing).items()}

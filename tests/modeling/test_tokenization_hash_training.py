@@ -131,6 +131,16 @@ def test_the_fingerprint_of_a_map_does_not_depend_on_what_was_encoded() -> None:
 
 
 @HASHES
+def test_a_tokenizer_survives_a_fingerprint_that_empties_it(hashing: str) -> None:
+    tokenizer = CompactHashTokenizer(hashing=hashing)
+    before = tokenizer(ROWS["text"]).data
+    tokenizer.cache = {}  # as `datasets` 4.0 does
+    assert tokenizer.convert_ids_to_tokens(before["input_ids"][0])
+    tokenizer.cache = {}
+    assert as_lists(tokenizer(ROWS["text"])) == as_lists(before)
+
+
+@HASHES
 def test_trainer_trains_on_it(hashing: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = CompactHashTokenizer(hashing=hashing)
