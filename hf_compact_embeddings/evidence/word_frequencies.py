@@ -1,0 +1,219 @@
+"""How often tokens occur in a language, without any text of it: its words' frequencies, through the tokenizer.
+
+The frequencies are those of the package `wordfreq`: some forty languages, in lower case, without punctuation, and with
+the digits of numbers hidden. What a text has beside words is put back: capitals, punctuation, numbers, and the space
+before a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling.errors import CompactConfigError
+
+_EXTRA = "pip install 'hf_compact_embeddings[words]'"
+# Words in all languages together, so that many languages take no longer than one.
+_WORDS = 120_000
+_LEAST_WORDS = 6_000
+# A language is in the vocabulary if so much of its running text, by whole words, is tokens of a single piece.
+_WORDS_TO_JUDGE = 1_000
+_LEAST_SHARE_WHOLE = 0.75
+# Written without spaces; there a piece seldom ends where a word does.
+_WITHOUT_SPACES = frozenset({"ja", "zh"})
+# Of words, also of those that stand first in a sentence; German capitalises its nouns.
+_CAPITALS, _GERMAN_CAPITALS = 0.15, 0.35
+_WORDS_OF_A_SENTENCE = 18
+# For each word, about as in English prose, where the signs of other scripts have the same say.
+_PUNCTUATION = {".": 0.055, ",": 0.05, '"': 0.01, "-": 0.01, "'": 0.008, ")": 0.004, "(": 0.004, ":": 0.004, "?": 0.004}
+_PUNCTUATION |= {"!": 0.003, ";": 0.002, "/": 0.001}
+_PUNCTUATION_OF = {
+    "zh": {"。": 0.055, "，": 0.06, "、": 0.01, "：": 0.004, "“": 0.005, "”": 0.005, "？": 0.004, "！": 0.003},
+    "ja": {"。": 0.055, "、": 0.06, "「": 0.008, "」": 0.008, "？": 0.003, "！": 0.002},
+    "ar": {".": 0.05, "،": 0.05, '"': 0.01, ":": 0.006, "؟": 0.004},
+    "hi": {"।": 0.05, ",": 0.04, "-": 0.008, "?": 0.003},
+}
+# As if a text of this many words had been counted: counts are compared with 1.
+_EXPECTED_WORDS = 1e7
+_FORMS_PER_BATCH = 20_000
+
+
+def is_available() -> bool:
+    """Tell whether the package with the frequencies can be imported."""
+    try:
+        import wordfreq  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def known_languages() -> list[str]:
+    """Return the codes of all languages with frequencies."""
+    return sorted(_wordfreq().available_languages("small"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """The words of a language, the most frequent first, and how often each occurs among all of them.
+
+    Attributes:
+        code: of the language.
+        words: as they are written in lower case.
+        shares: of all words of a text.
+    """
+
+    code: str
+    words: Sequence[str]
+    shares: Sequence[float]
+
+    @property
+    def space(self) -> str:
+        """What stands between words."""
+        return "" if self.code in _WITHOUT_SPACES else " "
+
+    def first(self, count: int) -> Language:
+        """Return the most frequent words alone."""
+        total = sum(self.shares[:count])
+        return Language(self.code, self.words[:count], [share / total for share in self.shares[:count]])
+
+    def forms(self) -> Iterator[tuple[str, float]]:
+        """Yield what stands in a text, and how often for each word: words in both cases, numbers, punctuation."""
+        capitals = _GERMAN_CAPITALS if self.code == "de" else _CAPITALS
+        for word, share in zip(self.words, self.shares, strict=True):
+            for form, part in _numbers(word):
+                capital = form[:1].upper() + form[1:]
+                if capital == form:
+                    yield self.space + form, share * part
+                else:
+                    yield self.space + form, share * part * (1 - capitals)
+                    yield self.space + capital, share * part * capitals
+        yield from _PUNCTUATION_OF.get(self.code, _PUNCTUATION).items()
+
+    def sentence(self, choices: random.Random) -> str:
+        """Return words as they come, with the punctuation of a sentence."""
+        count = max(3, round(choices.gauss(_WORDS_OF_A_SENTENCE, _WORDS_OF_A_SENTENCE / 3)))
+        marks = _PUNCTUATION_OF.get(self.code, _PUNCTUATION)
+        comma, stop = next(mark for mark in marks if mark in ",，、،"), next(iter(marks))
+        drawn = choices.choices(self.words, cum_weights=self._cumulated, k=count)
+        words = [choices.choice(list(itertools.islice(_numbers(word), 5)))[0] for word in drawn]
+        words[0] = words[0][:1].upper() + words[0][1:]
+        ends = [comma if choices.random() < marks[comma] else "" for _ in words[1:]] + [stop]
+        return self.space.join(word + end for word, end in zip(words, ends, strict=True))
+
+    @functools.cached_property
+    def _cumulated(self) -> list[float]:
+        return list(itertools.accumulate(self.shares))
+
+
+def _numbers(word: str) -> Iterator[tuple[str, float]]:
+    """Yield a word; in the place of hidden digits, numbers, each with its share."""
+    if not word.isdecimal() or set(word) != {"0"}:
+        yield word, 1.0
+        return
+    # Numbers of any length are seldom one token: a few stand for all. Small first digits are more frequent.
+    numbers = range(10 ** (len(word) - 1) if len(word) > 1 else 0, 10 ** len(word), max(1, 10 ** len(word) // 1000))
+    weights = [1 / (1 + number // 10 ** (len(word) - 1)) for number in numbers]
+    for number, weight in zip(numbers, weights, strict=True):
+        yield str(number), weight / sum(weights)
+
+
+def languages_for(
+    tokenizer: PreTrainedTokenizerBase, codes: Iterable[str] | None = None
+) -> tuple[dict[str, Language], list[str]]:
+    """Return the languages whose words are counted, and those that were asked for but of which no token is known.
+
+    Args:
+        tokenizer: of the model.
+        codes: of the languages; by default all that the vocabulary shows.
+    """
+    known = known_languages()
+    asked = known if codes is None else [codes] if isinstance(codes, str) else list(codes)
+    for code in asked:
+        if code not in known:
+            raise CompactConfigError(f"`languages` names {code!r}; there are word frequencies of {', '.join(known)}.")
+    found, without = {}, []
+    for code in asked:
+        language = _language(code, "small")
+        share = _share_of_whole_words(language.first(_WORDS_TO_JUDGE), tokenizer, whole=codes is None)
+        if share >= (_LEAST_SHARE_WHOLE if codes is None else 1e-3):
+            found[code] = language
+        else:
+            without.append(code)
+    size = max(_LEAST_WORDS, _WORDS // max(1, len(found)))
+    found = {code: _language(code, "best").first(size) for code in found}
+    return found, [] if codes is None else without
+
+
+def counts_of_words(languages: Mapping[str, Language], tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
+    """Return how often tokens may be expected to occur in texts of these languages alike (V,), float64."""
+    counts = torch.zeros(rows, dtype=torch.float64)
+    for language in languages.values():
+        forms = language.forms()
+        while batch := list(itertools.islice(forms, _FORMS_PER_BATCH)):
+            encoded = _pieces([form for form, _ in batch], tokenizer)
+            ids = torch.tensor([token for pieces in encoded for token in pieces], dtype=torch.int64)
+            shares = torch.tensor(
+                [share for (_, share), pieces in zip(batch, encoded, strict=True) for _ in pieces], dtype=torch.float64
+            )
+            inside = ids < rows
+            counts.index_add_(0, ids[inside], shares[inside])
+    counts *= _EXPECTED_WORDS / max(1, len(languages))
+    special = [token for token in tokenizer.all_special_ids if token < rows and token != tokenizer.unk_token_id]
+    # Those that begin and end a text do so once a sentence; which they are matters little: all are kept exactly.
+    counts[special] = _EXPECTED_WORDS / _WORDS_OF_A_SENTENCE
+    return counts
+
+
+def sentences_of(languages: Mapping[str, Language], count: int, seed: int) -> list[str]:
+    """Return texts of words that are drawn one by one, of all languages in turn."""
+    choices = random.Random(seed)
+    turns = itertools.cycle(languages.values())
+    return [next(turns).sentence(choices) for _ in range(count)]
+
+
+def _share_of_whole_words(language: Language, tokenizer: PreTrainedTokenizerBase, whole: bool) -> float:
+    """Return which share of a text's words is a token each; or, if not `whole`, is made of known tokens."""
+    encoded = _pieces([language.space + word for word in language.words], tokenizer)
+    unknown = tokenizer.unk_token_id
+    share = 0.0
+    for word, pieces, weight in zip(language.words, encoded, language.shares, strict=True):
+        # Without spaces a word's characters may be tokens: as many as it has are no sign of the language.
+        most = (len(word) + 1) // 2 if language.code in _WITHOUT_SPACES else 1
+        if pieces and unknown not in pieces and (not whole or len(pieces) <= most):
+            share += weight
+    return share
+
+
+def _pieces(forms: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Return the tokens of forms as they are within a text: behind another word, or without it where it merges."""
+    before = "a" if forms and forms[0].startswith(" ") else ":"
+    prefix = tokenizer(before, add_special_tokens=False)["input_ids"]
+    texts = [before + form for form in forms]
+    encoded = tokenizer(
+        texts, add_special_tokens=False, truncation=False, return_attention_mask=False, verbose=False
+    )["input_ids"]
+    cut = len(prefix)
+    return [pieces[cut:] if pieces[:cut] == prefix else pieces for pieces in encoded]
+
+
+@functools.lru_cache(maxsize=64)
+def _language(code: str, wordlist: str) -> Language:
+    frequencies = _wordfreq().get_frequency_dict(code, wordlist)
+    ordered = sorted(frequencies.items(), key=lambda entry: (-entry[1], entry[0]))
+    total = sum(frequencies.values())
+    return Language(code, [word for word, _ in ordered], [share / total for _, share in ordered])
+
+
+def _wordfreq():  # type: ignore[no-untyped-def]  # noqa: ANN202
+    try:
+        import wordfreq
+    except ImportError as error:
+        raise CompactConfigError(f"The package `wordfreq` is missing, which `languages` needs: {_EXTRA}.") from error
+    return wordfreq
