@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
-from .evidence import Evidence, gather, read_texts
+from .evidence import gather, read_texts
 from .evidence.origin import origin_of
 from .fitting import fit_structure, method_of
 from .modeling.architectures import InputTable, find_input_table
@@ -23,16 +24,15 @@ from .modeling.structure import CompactEmbedding, make_config
 from .modeling.transformers_internals import attention_of, set_attention
 from .planning import plan_for
 
-_PLANNED_OPTIONS = ("ratio", "max_bytes", "bits_per_weight", "private_rows")
-
 
 def compress(
     model: PreTrainedModel | str | Path,
     method: str | StructureConfig | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    token_counts: Tensor | Literal["tokenizer"] | None = None,
+    token_counts: Tensor | Literal["words", "tokenizer", "uniform"] | None = None,
     texts: Any = None,
+    languages: Iterable[str] | None = None,
     auto_class: Any = None,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -44,16 +44,19 @@ def compress(
         model: a Transformers model, or a Hub id or folder of one.
         method: a method's name, with its options as keywords; or a configuration; or None, to let `plan()` choose
             within `ratio=`, `max_bytes=` or `bits_per_weight=`.
-        tokenizer: the model's tokenizer. Its special tokens are kept as exact rows.
-        token_counts: how often each token occurs (V,); frequent rows are then fitted more closely. "tokenizer":
-            as far as the tokenizer itself tells, by its scores or by the order of its merges or vocabulary.
-        texts: texts to count tokens in instead, and to read contextual states and sensitivity from where a method
-            asks: strings, rows, files, folders, or the name of a data set of the Hub, as `read_texts` takes them.
+        tokenizer: the model's tokenizer. With it, frequent tokens are fitted more closely, errors weigh by what they do
+            to the model, and special tokens are kept exactly.
+        token_counts: how often each token occurs (V,), or where that is to be taken from: "words", the frequencies of
+            words in `languages`; "tokenizer", as far as that itself tells; "uniform", all alike. By default from
+            `texts`, else from words where the package `wordfreq` is installed, else from the tokenizer.
+        texts: texts like those that the model will read: strings, rows, files, folders, or the name of a data set of
+            the Hub, as `read_texts` takes them. Without them the model reads texts that are made.
+        languages: codes of the languages whose words count, as "de"; by default all that the vocabulary shows.
         auto_class: the Auto class to load a Hub id or folder with; by default the class that its
             configuration names.
         seed: of all random choices in the fit.
         device: where to fit; by default a GPU where there is one.
-        options: fields of the method's configuration; where `plan()` chooses, the budget and `private_rows`.
+        options: fields of the method's configuration; where `plan()` chooses, the budget and what holds in any case.
     """
     # 1. Check what is asked for, before anything slow: options, and whether there are texts.
     config = None if method is None else _method_config(method, options)
@@ -68,11 +71,18 @@ def compress(
     _require_true_ties(model, table)
     # 3. Gather what is known about its rows.
     evidence = gather(
-        model, table, tokenizer=tokenizer, token_counts=token_counts, texts=texts, seed=seed, device=device
+        model,
+        table,
+        tokenizer=tokenizer,
+        token_counts=token_counts,
+        texts=texts,
+        languages=languages,
+        seed=seed,
+        device=device,
     )
     # 4. Choose a configuration where only a budget was given, and fit.
     if config is None:
-        config = _planned(evidence, options)
+        config = plan_for(evidence, **options)[0].config
     from_scratch = config.init == "random"
     needs = method_of(config).needs(config)
     source = evidence.fit_source(needs, private_rows=config.private_rows, from_scratch=from_scratch)
@@ -86,19 +96,10 @@ def compress(
         tokenizer=tokenizer is not None,
         texts=texts is not None,
         token_counts=token_counts if isinstance(token_counts, str) else token_counts is not None,
+        languages=None if evidence.asked_languages is None else list(evidence.asked_languages),
+        evidence=None if from_scratch else evidence.description(),
     )
     return compact
-
-
-def _planned(evidence: Evidence, options: dict[str, Any]) -> StructureConfig:
-    """Let `plan()` choose."""
-    wrong = [name for name in options if name not in _PLANNED_OPTIONS]
-    if wrong:
-        raise CompactConfigError(
-            f"`{wrong[0]}` cannot be given without a method, only {', '.join(map(repr, _PLANNED_OPTIONS))}: name the "
-            "method, or take a configuration of `plan()` and set it there."
-        )
-    return plan_for(evidence, **options)[0].config
 
 
 def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> StructureConfig:

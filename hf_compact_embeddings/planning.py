@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,11 +64,13 @@ def plan(
     max_bytes: int | str | None = None,
     bits_per_weight: float | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    token_counts: Tensor | Literal["tokenizer"] | None = None,
+    token_counts: Tensor | Literal["words", "tokenizer", "uniform"] | None = None,
     texts: Any = None,
+    languages: Iterable[str] | None = None,
     private_rows: int = 0,
     tied: bool | None = None,
     seed: int = 0,
+    **options: Any,
 ) -> list[Plan]:
     """Return the candidates of all methods that keep a budget, the least predicted error first.
 
@@ -77,18 +80,25 @@ def plan(
         max_bytes: at most this large, as a number or as "1MB"; or
         bits_per_weight: at most this many bits for each value of the table.
         tokenizer: the model's tokenizer; room is left for its special tokens, which are kept exactly.
-        token_counts: how often each token occurs (V,); errors then weigh by it. "tokenizer": as far as the tokenizer
-            itself tells.
-        texts: texts to count tokens in instead, as `compress()` takes them.
+        token_counts: how often each token occurs (V,), or where that is to be taken from, as for `compress()`.
+        texts: texts like those that the model will read, as `compress()` takes them.
+        languages: whose words count, as for `compress()`.
         private_rows: room is left for so many rows that are kept exactly, those special tokens among them.
         tied: whether an output head scores through the table; read from the model by default.
         seed: of the sample and the fits.
+        options: what holds in any case; methods without such an option are no candidates.
     """
     texts = None if texts is None else read_texts(texts)
     if isinstance(model, str | Path):
         model = load_dense(model)
     evidence = gather(
-        model, find_input_table(model), tokenizer=tokenizer, token_counts=token_counts, texts=texts, seed=seed
+        model,
+        find_input_table(model),
+        tokenizer=tokenizer,
+        token_counts=token_counts,
+        texts=texts,
+        languages=languages,
+        seed=seed,
     )
     return plan_for(
         evidence,
@@ -97,6 +107,7 @@ def plan(
         bits_per_weight=bits_per_weight,
         private_rows=private_rows,
         tied=tied,
+        **options,
     )
 
 
@@ -108,6 +119,7 @@ def plan_for(
     bits_per_weight: float | None = None,
     private_rows: int = 0,
     tied: bool | None = None,
+    **options: Any,
 ) -> list[Plan]:
     """Return what `plan()` does, from evidence that is gathered already."""
     weight = evidence.table.module.weight.detach()
@@ -115,17 +127,21 @@ def plan_for(
     budget = _budget(weight, {"ratio": ratio, "max_bytes": max_bytes, "bits_per_weight": bits_per_weight})
     # Which rows are the most frequent only counts tell; room is left for so many all the same.
     counted = evidence.counts is not None
-    source = evidence.fit_source({"counts"}, private_rows=private_rows if counted else 0)
-    found = _candidates(rows, width, budget, max(private_rows, source.private_ids.numel()))
+    source = evidence.fit_source(
+        {"counts"} if options.get("metric") == "plain" else {"counts", "sensitivity"},
+        private_rows=private_rows if counted else 0,
+    )
+    kept = max(private_rows, source.private_ids.numel())
+    found = _with_options(_candidates(rows, width, budget, kept), options)
     if tied is None:
         tied = source.tied
-    sample = _Sample(source.table, source.counts, source.private_ids, bool(tied), evidence.seed)
+    sample = _Sample(dataclasses.replace(source, tied=bool(tied)))
     plans = []
-    for method, options in tqdm(found, desc="Planning", unit="candidate", leave=False, delay=1.0):
-        size, error, structure = sample.predict(method, options)
+    for method, config in tqdm(found, desc="Planning", unit="candidate", leave=False, delay=1.0):
+        size, error, structure = sample.predict(method, config)
         bound = shannon_bound(sample.eigenvalues, 8 * size / weight.numel())
         cost = _head_cost(structure) if tied else None
-        plans.append(Plan(options, size, weight.nbytes / size, error, bound, gap_db(error, bound), cost))
+        plans.append(Plan(config, size, weight.nbytes / size, error, bound, gap_db(error, bound), cost))
     return sorted(plans, key=lambda plan: plan.predicted_error)
 
 
@@ -157,6 +173,22 @@ def _candidates(rows: int, width: int, budget: int, private: int) -> list[tuple[
             f"{_smallest(rows, width) + exact:,} bytes."
         )
     return found
+
+
+def _with_options(
+    found: list[tuple[Method, StructureConfig]], options: dict[str, Any]
+) -> list[tuple[Method, StructureConfig]]:
+    """Set options in all candidates that have them; the others, and those that become alike, are left out."""
+    set_in: dict[StructureConfig, Method] = {}
+    for method, config in found:
+        if options.keys() <= {field.name for field in dataclasses.fields(config)}:
+            set_in.setdefault(dataclasses.replace(config, **options), method)
+    if not set_in:
+        methods = ", ".join(sorted({method.name for method, _ in found}))
+        raise CompactConfigError(
+            f"No candidate has the options {', '.join(map(repr, options))}; the candidates are of {methods}."
+        )
+    return [(method, config) for config, method in set_in.items()]
 
 
 def _smallest(rows: int, width: int) -> int:
@@ -197,20 +229,23 @@ class _Sample:
     others are drawn at random, and each stands for several.
     """
 
-    def __init__(self, table: Tensor, counts: Tensor | None, private_ids: Tensor, tied: bool, seed: int) -> None:
+    def __init__(self, source: FitSource) -> None:
+        table, counts, private_ids, seed = source.table, source.counts, source.private_ids, source.seed
         self.rows = len(table)
-        self.seed = seed
         weights = FitSource(table, counts=counts).row_weights(1.0)
         weights = torch.ones(self.rows) if weights is None else weights
         mean, spread = covariance(table, weights)
-        self.eigenvalues = torch.linalg.eigvalsh(spread)
-        self.source = FitSource(table, counts=counts, private_ids=private_ids, seed=seed, tied=tied)
+        # Errors are compared in the metric of the fit, which sees a table (V, D) as its product with the metric's root.
+        self.root = None if source.metric is None else _root(source.metric)
+        spread = spread if self.root is None else self.root @ spread @ self.root
+        self.eigenvalues = torch.linalg.eigvalsh(spread).clamp(min=0.0)
+        self.source = dataclasses.replace(source, max_bytes=None)
         self.ids, self.multiplicity = _draw(weights if counts is not None else None, self.rows, seed)
         self.exact = torch.isin(self.ids, private_ids)
         self.table = table[self.ids].float()
         self.counts = None if counts is None else counts[self.ids]
         self.weights = weights[self.ids].double()
-        self.energy = (self.table.double() - mean).square().sum(1)
+        self.energy = self._lengths(self.table.double() - mean)
         # Fits weigh by about the root of the counts.
         self.fit_weights = self.weights.sqrt() * self.multiplicity
         self.effective_rows = _effective_rows(weights.double().sqrt())
@@ -248,17 +283,28 @@ class _Sample:
             self.table[:size],
             counts=counts,
             multiplicity=None if counts is None else self.multiplicity[:size],
+            metric=self.source.metric,
             tied=self.source.tied,
-            seed=self.seed,
+            seed=self.source.seed,
         )
         return fit_structure(dataclasses.replace(options, private_rows=0), source)
 
     def _relative_error(self, decoded: Tensor) -> float:
         """Compare decoded rows with the first rows of the sample; those that are kept exactly have no error."""
         size = len(decoded)
-        error = (decoded.double() - self.table[:size].double()).square().sum(1).masked_fill(self.exact[:size], 0.0)
+        error = self._lengths(decoded.double() - self.table[:size].double()).masked_fill(self.exact[:size], 0.0)
         weights = self.weights[:size] * self.multiplicity[:size]
         return float((weights * error).sum() / (weights * self.energy[:size]).sum())
+
+    def _lengths(self, errors: Tensor) -> Tensor:
+        """Return the squared lengths (n,) of errors (n, D), in the metric of the fit."""
+        return (errors if self.root is None else errors @ self.root).square().sum(1)
+
+
+def _root(metric: Tensor) -> Tensor:
+    """Return the symmetric square root of a positive semi-definite matrix (D, D), float64."""
+    variances, axes = torch.linalg.eigh(metric.double())
+    return (axes * variances.clamp(min=0.0).sqrt()) @ axes.T
 
 
 def _draw(weights: Tensor | None, rows: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
 
 from ..evidence import Texts, read_texts
 from ..modeling.errors import CompactConfigError
+
+# Where counts can come from beside a file.
+_COUNTS_FROM = ("words", "tokenizer", "uniform")
 
 
 def add_budget_arguments(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -29,12 +32,20 @@ def budget_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_token_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the two ways to say how often tokens occur."""
+    """Declare the ways to say how often tokens occur."""
     add_text_arguments(parser, "texts to count tokens in, and to read sensitivities from")
     parser.add_argument(
         "--token-counts",
         metavar="FILE",
-        help="JSON list with a count for each token id, or `tokenizer`: as far as that itself tells",
+        help="JSON list with a count for each token id; or `words`, the frequencies of words in a language; "
+        "`tokenizer`, as far as that itself tells; `uniform`, all alike. By default from --texts, else from words",
+    )
+    parser.add_argument(
+        "--language",
+        dest="languages",
+        action="append",
+        metavar="CODE",
+        help="language whose words count, as `de`; may be given several times; by default all of the vocabulary",
     )
 
 
@@ -93,10 +104,16 @@ def auto_class(name: str) -> Any:
     return getattr(transformers, name)
 
 
-def read_counts(path: str) -> torch.Tensor | Literal["tokenizer"]:
-    """Read a JSON list of counts; or pass the word on that asks for the tokenizer's own."""
-    if path == "tokenizer":
-        return "tokenizer"
+def token_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what was said of how often tokens occur, as `compress()` and `plan()` take it."""
+    counts = options.token_counts
+    if counts is not None and counts not in _COUNTS_FROM:
+        counts = _read_counts(counts)
+    return {"token_counts": counts, "texts": texts_of(options), "languages": options.languages}
+
+
+def _read_counts(path: str) -> torch.Tensor:
+    """Read a JSON list of counts."""
     try:
         counts = json.loads(Path(path).read_text(encoding="utf-8"))
         return torch.tensor(counts, dtype=torch.float64)

@@ -15,8 +15,7 @@ from .arguments import (
     auto_class,
     budget_options,
     parse_setting,
-    read_counts,
-    texts_of,
+    token_options,
 )
 from .outcome import Outcome
 
@@ -48,18 +47,16 @@ def run(options: argparse.Namespace) -> Outcome:
     budget = budget_options(options)
     if (options.method is None) == (not budget):
         raise CompactConfigError("Give either `--method`, with its options, or one of the budgets.")
-    counts = None if options.token_counts is None else read_counts(options.token_counts)
-    texts = texts_of(options)
+    evidence = token_options(options)
     dense = load_dense(options.model, None if options.head is None else auto_class(options.head))
     tokenizer = load_tokenizer(options.model)
     compact = compress(
         dense,
         options.method,
         tokenizer=tokenizer,
-        token_counts=counts,
-        texts=texts,
         seed=options.seed,
         device=options.device,
+        **evidence,
         **settings,
         **budget,
     )

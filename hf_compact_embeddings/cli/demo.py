@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> Outcome:
     with tempfile.TemporaryDirectory() as scratch:
         folders: list[Path] = []
         for name, setting in _SETTINGS:
-            compact = compress(dense, setting, tokenizer=tokenizer, token_counts="tokenizer")
+            compact = compress(dense, setting, tokenizer=tokenizer)
             folders.append(write_checkpoint(compact, Path(scratch) / f"model{len(folders)}", tokenizer))
             similar = agreement(original, sentence_vectors(compact, tokenizer, sentences))
             results.append({"setting": name, **inspect(compact, dense).to_dict(), "agreement": similar})

@@ -8,7 +8,7 @@ import dataclasses
 from ..checkpoints import load_dense, load_tokenizer
 from ..modeling.options import StructureConfig
 from ..planning import Plan, plan
-from .arguments import add_budget_arguments, add_token_arguments, budget_options, read_counts, texts_of
+from .arguments import add_budget_arguments, add_token_arguments, budget_options, token_options
 from .outcome import Outcome, table
 
 # What every method has, and what the size shows already.
@@ -25,14 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """Try all candidates on a sample."""
-    counts = None if options.token_counts is None else read_counts(options.token_counts)
-    texts = texts_of(options)
+    evidence = token_options(options)
     plans = plan(
         load_dense(options.model),
         tokenizer=load_tokenizer(options.model),
-        token_counts=counts,
-        texts=texts,
         seed=options.seed,
+        **evidence,
         **budget_options(options),
     )
     return Outcome({"plans": [found.to_dict() for found in plans]}, _text(plans))
@@ -53,7 +51,7 @@ def _text(plans: list[Plan]) -> str:
         for found in plans
     ]
     notes = [
-        "predicted error: relative MSE, weighted by token frequency where counts are given",
+        "predicted error: relative MSE, weighted by token frequency and by what errors do to the model, where known",
         "head: time to score one state against all tokens, over a dense head's, on a sample; - where no head is tied",
     ]
     return "\n".join([table(header, rows), "", *notes])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..evidence.origin import evidence_of
 from ..fitting.spectrum import covariance, gap_db, shannon_bound
 from ..modeling.architectures import dense_tables
 from ..modeling.errors import CompactConfigError
@@ -138,7 +137,7 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
         model_bytes=_saved_bytes(compact, structure),
         code_files=len(code),
         code_bytes=sum(map(len, code.values())),
-        evidence=evidence_of(compact.config.compact_source or {}),
+        evidence=(compact.config.compact_source or {}).get("evidence"),
         other_tables={
             name: tensor.numel() * tensor.element_size() for name, tensor in dense_tables(compact, rows).items()
         },

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.errors import CompactConfigError, config_error
+from ..modeling.errors import CompactConfigError
 from .texts import Text, text_batches
 
 _TEXTS_PER_BATCH = 64
@@ -19,12 +19,8 @@ _EXPECTED_TOKENS = 1e6
 _ZIPF_OFFSET = 100.0
 
 
-def given_counts(given: Any, tokenizer: PreTrainedTokenizerBase | None, rows: int) -> Tensor:
-    """Return counts (V,) that a user gave: as numbers, or by the word "tokenizer"."""
-    if isinstance(given, str):
-        if given != "tokenizer" or tokenizer is None:
-            raise config_error("token_counts", given, 'it must be counts, or "tokenizer" with a `tokenizer`')
-        return counts_from_tokenizer(tokenizer, rows)
+def given_counts(given: Any, rows: int) -> Tensor:
+    """Return counts (V,) that a user gave."""
     try:
         counts = torch.as_tensor(given).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -46,15 +42,16 @@ def count_tokens(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, rows
     return counts
 
 
-def counts_from_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
+def counts_from_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor | None:
     """Return how often tokens may be expected to occur (V,), as far as the tokenizer itself tells, float64.
 
     A unigram model holds probabilities. Merges (BPE) and vocabularies (WordPiece) are listed the most frequent first,
-    so a rank gives a count by Zipf's law. Special tokens, which stand in every text, count as the most frequent.
+    so a rank gives a count by Zipf's law. Special tokens, which stand in every text, count as the most frequent. None
+    for a tokenizer in Python alone, which tells nothing.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise CompactConfigError(f"`tokenizer` is a {type(tokenizer).__name__}, which tells nothing of its tokens.")
+        return None
     model = json.loads(backend.to_str())["model"]
     counts = torch.zeros(rows, dtype=torch.float64)
     if model["type"] == "Unigram":

@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from ..fitting import FitSource
 from ..modeling.architectures import InputTable
-from ..modeling.errors import CompactConfigError
+from ..modeling.errors import CompactConfigError, config_error
 from .exact_rows import exact_rows
-from .frequencies import count_tokens, given_counts
+from .frequencies import count_tokens, counts_from_tokenizer, given_counts
+from .made_texts import made_texts
 from .sensitivity import sensitivity_metric
 from .states import contextual_states
 from .texts import Texts, read_texts
+from .word_frequencies import Language, counts_of_words, is_available, languages_for
 
-# What a method may need. Counts and token strings are given where they are known; the others must be had.
+logger = logging.get_logger(__name__)
+
+# What a method may need. Texts and contextual states must be had; the others are given where they can be.
 NEEDS = ("counts", "texts", "token_strings", "contextual_states", "sensitivity")
 _UNMET = {
     "texts": "`texts` is missing: the method reads texts, with a `tokenizer`.",
-    "contextual_states": "`features` is 'contextual', but contextual states need `texts` and a `tokenizer`.",
-    "sensitivity": "`metric` is 'sensitivity', but it needs `texts` and a `tokenizer`.",
+    "contextual_states": "`features` is 'contextual', but contextual states need a `tokenizer`.",
 }
+# Where counts come from.
+CountsFrom = Literal["given", "texts", "words", "tokenizer", "uniform"]
+_COUNTS_IN_WORDS: dict[CountsFrom, str] = {
+    "given": "token counts that were given",
+    "texts": "tokens counted in texts",
+    # Where the vocabulary shows no language.
+    "words": "token frequencies as far as the tokenizer tells",
+    "tokenizer": "token frequencies as far as the tokenizer tells",
+    "uniform": "all tokens alike",
+}
+# Of the words' frequencies and the tokenizer's own, which knows of what no list of words holds.
+_SHARE_OF_WORDS = 0.75
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -38,25 +54,56 @@ class Evidence:
         table: its input table.
         tokenizer: the model's tokenizer, if there is one.
         texts: texts like those that the model will read, if there are any.
-        token_counts: counts (V,) that were given; they go before those of the texts.
+        counts_from: where counts come from.
+        given_counts: counts (V,) that were given, if they were.
+        asked_languages: whose words stand for texts; None: all that the vocabulary shows.
         seed: of all random choices.
         device: where to fit.
+        used: what fits have been told so far, in words.
     """
 
     model: PreTrainedModel
     table: InputTable
     tokenizer: PreTrainedTokenizerBase | None
     texts: Texts | None
-    token_counts: Tensor | None
+    counts_from: CountsFrom
+    given_counts: Tensor | None
+    asked_languages: Iterable[str] | None
     seed: int
     device: torch.device
+    used: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def counts(self) -> Tensor | None:
-        """How often each token occurs (V,), or None where neither counts nor texts were given."""
-        if self.token_counts is not None or self.texts is None or self.tokenizer is None:
-            return self.token_counts
-        return count_tokens(self.texts, self.tokenizer, self.table.module.num_embeddings)
+        """How often each token occurs (V,), or None where nothing tells."""
+        rows, tokenizer = self.table.module.num_embeddings, self.tokenizer
+        if self.counts_from in ("given", "uniform") or tokenizer is None:
+            return self.given_counts
+        if self.counts_from == "texts" and self.texts is not None:
+            return count_tokens(self.texts, tokenizer, rows)
+        own = counts_from_tokenizer(tokenizer, rows)
+        if not self.languages:
+            return own
+        words = counts_of_words(self.languages, tokenizer, rows)
+        if own is None:
+            return words
+        total = words.sum()
+        return _SHARE_OF_WORDS * words + (1 - _SHARE_OF_WORDS) * own * (total / own.sum())
+
+    @cached_property
+    def languages(self) -> dict[str, Language]:
+        """The languages whose words are counted, none where counts come from elsewhere."""
+        if self.counts_from != "words" or self.tokenizer is None:
+            return {}
+        found, without = languages_for(self.tokenizer, self.asked_languages)
+        for code in without:
+            logger.warning(f"The tokenizer gives no known tokens for the language {code!r}: it is left out.")
+        return found
+
+    def description(self) -> str:
+        """Say what fits were told beside the table."""
+        kept = [] if self.tokenizer is None else ["the special tokens"]
+        return ", ".join([*self.used.values(), *kept]) or "nothing"
 
     @cached_property
     def token_strings(self) -> list[str] | None:
@@ -68,21 +115,44 @@ class Evidence:
         return [known.get(row, f"[unused row {row}]") for row in range(self.table.module.num_embeddings)]
 
     @cached_property
-    def contextual_states(self) -> Tensor:
-        """Each token's mean contextual state (V, H)."""
-        texts, tokenizer = self._read("contextual_states")
-        return contextual_states(texts, tokenizer, self.model)
+    def readable_texts(self) -> Texts | None:
+        """The texts that were given, or else texts that are made; None without a tokenizer."""
+        if self.texts is not None or self.tokenizer is None:
+            return self.texts
+        rows = self.table.module.num_embeddings
+        counts = torch.ones(rows) if self.counts is None else self.counts
+        return read_texts(made_texts(self.model, self.tokenizer, counts, self.languages, self.seed))
 
     @cached_property
-    def sensitivity(self) -> Tensor:
-        """What an error in a row costs, as a positive semi-definite matrix (D, D)."""
-        texts, tokenizer = self._read("sensitivity")
-        return sensitivity_metric(texts, tokenizer, self.model, self.seed)
+    def contextual_states(self) -> Tensor:
+        """Each token's mean contextual state (V, H)."""
+        if self.readable_texts is None or self.tokenizer is None:
+            raise CompactConfigError(_UNMET["contextual_states"])
+        return contextual_states(self.readable_texts, self.tokenizer, self.model)
 
-    def _read(self, need: str) -> tuple[Texts, PreTrainedTokenizerBase]:
-        if self.texts is None or self.tokenizer is None:
-            raise CompactConfigError(_UNMET[need])
-        return self.texts, self.tokenizer
+    @cached_property
+    def sensitivity(self) -> Tensor | None:
+        """What an error in a row costs, as a positive semi-definite matrix (D, D); None where it cannot be found."""
+        if self.tokenizer is None or self.readable_texts is None:
+            return None
+        try:
+            return sensitivity_metric(self.readable_texts, self.tokenizer, self.model, self.seed)
+        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            # Models that read something else than tokens alone, or run in a way of their own.
+            name = type(self.model).__name__
+            logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {error}")
+            return None
+
+    def _use(self, needs: Collection[str]) -> None:
+        """Note in words what a fit is told."""
+        made = "texts" if self.texts is not None else "texts made for it"
+        if "counts" in needs and self.counts is not None:
+            by_words = f"word frequencies ({', '.join(self.languages)})" if self.languages else None
+            self.used["counts"] = by_words or _COUNTS_IN_WORDS[self.counts_from]
+        if "sensitivity" in needs and self.sensitivity is not None:
+            self.used["sensitivity"] = f"sensitivity to errors, read from {made}"
+        if "contextual_states" in needs:
+            self.used["contextual_states"] = f"contextual states, read from {made}"
 
     def exact_rows(self, private_rows: int = 0) -> Tensor:
         """Return the sorted ids of the rows to keep: padding, special tokens, the most frequent up to `private_rows`.
@@ -107,8 +177,9 @@ class Evidence:
             raise ValueError(f"A method needs {sorted(unknown)}, but there are {', '.join(NEEDS)}.")
         if from_scratch:
             needs = ()
-        if "texts" in needs:
-            self._read("texts")
+        if "texts" in needs and (self.texts is None or self.tokenizer is None):
+            raise CompactConfigError(_UNMET["texts"])
+        self._use(needs)
         module = self.table.module
         return FitSource(
             table=module.weight.detach(),
@@ -132,6 +203,7 @@ def gather(
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_counts: Any = None,
     texts: Any = None,
+    languages: Iterable[str] | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Evidence:
@@ -141,20 +213,39 @@ def gather(
         model: the dense model.
         table: its input table.
         tokenizer: the model's tokenizer.
-        token_counts: how often each token occurs (V,); or "tokenizer", as far as the tokenizer itself tells.
+        token_counts: how often each token occurs (V,); or where that is to be taken from: "words", the frequencies of
+            words in `languages`; "tokenizer", as far as that itself tells; "uniform", all alike. By default from
+            `texts`, else from words where the package `wordfreq` is installed, else from the tokenizer.
         texts: texts, or where they are, as `read_texts` takes them.
+        languages: codes of languages, as "de"; by default all that the vocabulary shows.
         seed: of all random choices.
         device: where to fit; by default a GPU where there is one.
     """
     if texts is not None and tokenizer is None:
         raise CompactConfigError("`tokenizer` is missing: `texts` cannot be read without it.")
-    rows = table.module.num_embeddings
+    if languages is not None and (tokenizer is None or token_counts not in (None, "words")):
+        raise CompactConfigError('`languages` needs a `tokenizer`, and no other `token_counts` than "words".')
+    if isinstance(token_counts, str):
+        if token_counts not in ("words", "tokenizer", "uniform") or tokenizer is None:
+            allowed = 'it must be counts, or "words", "tokenizer" or "uniform" with a `tokenizer`'
+            raise config_error("token_counts", token_counts, allowed)
+        counts_from: CountsFrom = token_counts  # type: ignore[assignment]
+    elif token_counts is not None:
+        counts_from = "given"
+    elif texts is not None and languages is None:
+        counts_from = "texts"
+    else:
+        counts_from = "words" if languages is not None or is_available() else "tokenizer"
+    if languages is not None:
+        languages = [languages] if isinstance(languages, str) else list(languages)
     return Evidence(
         model,
         table,
         tokenizer,
         None if texts is None else read_texts(texts),
-        None if token_counts is None else given_counts(token_counts, tokenizer, rows),
+        counts_from,
+        given_counts(token_counts, table.module.num_embeddings) if counts_from == "given" else None,
+        languages,
         seed,
         torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
     )

@@ -18,14 +18,15 @@ _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})$
 _REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
-def origin_of(model: PreTrainedModel, config: StructureConfig, seed: int, **given: bool | str) -> dict[str, Any]:
+def origin_of(model: PreTrainedModel, config: StructureConfig, seed: int, **given: Any) -> dict[str, Any]:
     """Return what `compress()` was given, as plain JSON; of a model in a local folder, no path is kept.
 
     Args:
         model: the dense model.
         config: as it was asked for.
         seed: of the fit.
-        given: which of tokenizer, texts and token_counts there were; counts may be "tokenizer", its own.
+        given: which of tokenizer, texts and token_counts there were; counts may be a word that says where from. The
+            languages that were asked for, and what the fit was told, in words.
     """
     base_model, revision = hub_origin(model)
     values = config.to_json()
@@ -53,19 +54,6 @@ def hub_origin(model: PreTrainedModel) -> tuple[str | None, str | None]:
     return name, commit_of(model.config)
 
 
-def evidence_of(source: dict[str, Any]) -> str | None:
-    """Say in words what a fit was told beside the table; None where there is no record of it."""
-    if not source:
-        return None
-    options, texts = source["options"], source["texts"]
-    counts = {"tokenizer": "token frequencies as its tokenizer tells them", True: "token counts"}
-    found = [counts[source["token_counts"]]] if source["token_counts"] else ["token counts of texts"] if texts else []
-    read = {("metric", "sensitivity"): "sensitivity of the model", ("features", "contextual"): "contextual states"}
-    found += [f"{what}, from texts" for option, what in read.items() if options.get(option[0]) == option[1]]
-    found += ["the special tokens"] if source["tokenizer"] else []
-    return ", ".join(found) or "nothing"
-
-
 def command_of(source: dict[str, Any], base_model: str, output: str) -> str:
     """Return what makes a table again: a shell command, or Python where no tokenizer was given."""
     if not source["tokenizer"]:
@@ -78,6 +66,7 @@ def command_of(source: dict[str, Any], base_model: str, output: str) -> str:
     words += ["--texts", "TEXTS"] if source["texts"] else []
     counts = source["token_counts"]
     words += ["--token-counts", counts if isinstance(counts, str) else "COUNTS"] if counts else []
+    words += [word for code in source["languages"] or () for word in ("--language", code)]
     return shlex.join([*words, "--output", output])
 
 

@@ -22,10 +22,13 @@ from ..modeling.errors import CompactConfigError
 _EXTRA = "pip install 'hf_compact_embeddings[words]'"
 # Words in all languages together, so that many languages take no longer than one.
 _WORDS = 120_000
-_LEAST_WORDS = 6_000
-# A language is in the vocabulary if so much of its running text, by whole words, is tokens of a single piece.
-_WORDS_TO_JUDGE = 1_000
-_LEAST_SHARE_WHOLE = 0.75
+_LEAST_WORDS = 4_000
+# A language is in the vocabulary if so many of its words are one token each. The most frequent of all do not count:
+# they are short, and many languages have some of them.
+_WORDS_TO_JUDGE = slice(100, 500)
+_LEAST_SHARE_WHOLE = 0.5
+# A language that was asked for has some tokens at least, if only those of its letters.
+_LEAST_SHARE_KNOWN = 0.05
 # Written without spaces; there a piece seldom ends where a word does.
 _WITHOUT_SPACES = frozenset({"ja", "zh"})
 # Of words, also of those that stand first in a sentence; German capitalises its nouns.
@@ -77,11 +80,6 @@ class Language:
     def space(self) -> str:
         """What stands between words."""
         return "" if self.code in _WITHOUT_SPACES else " "
-
-    def first(self, count: int) -> Language:
-        """Return the most frequent words alone."""
-        total = sum(self.shares[:count])
-        return Language(self.code, self.words[:count], [share / total for share in self.shares[:count]])
 
     def forms(self) -> Iterator[tuple[str, float]]:
         """Yield what stands in a text, and how often for each word: words in both cases, numbers, punctuation."""
@@ -138,17 +136,16 @@ def languages_for(
     for code in asked:
         if code not in known:
             raise CompactConfigError(f"`languages` names {code!r}; there are word frequencies of {', '.join(known)}.")
-    found, without = {}, []
+    found: list[str] = []
+    without: list[str] = []
     for code in asked:
-        language = _language(code, "small")
-        share = _share_of_whole_words(language.first(_WORDS_TO_JUDGE), tokenizer, whole=codes is None)
-        if share >= (_LEAST_SHARE_WHOLE if codes is None else 1e-3):
-            found[code] = language
+        share = _share_of_known_words(_language(code, "small", _WORDS_TO_JUDGE.stop), tokenizer, whole=codes is None)
+        if share >= (_LEAST_SHARE_WHOLE if codes is None else _LEAST_SHARE_KNOWN):
+            found.append(code)
         else:
             without.append(code)
     size = max(_LEAST_WORDS, _WORDS // max(1, len(found)))
-    found = {code: _language(code, "best").first(size) for code in found}
-    return found, [] if codes is None else without
+    return {code: _language(code, "best", size) for code in found}, [] if codes is None else without
 
 
 def counts_of_words(languages: Mapping[str, Language], tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
@@ -178,17 +175,16 @@ def sentences_of(languages: Mapping[str, Language], count: int, seed: int) -> li
     return [next(turns).sentence(choices) for _ in range(count)]
 
 
-def _share_of_whole_words(language: Language, tokenizer: PreTrainedTokenizerBase, whole: bool) -> float:
-    """Return which share of a text's words is a token each; or, if not `whole`, is made of known tokens."""
-    encoded = _pieces([language.space + word for word in language.words], tokenizer)
-    unknown = tokenizer.unk_token_id
-    share = 0.0
-    for word, pieces, weight in zip(language.words, encoded, language.shares, strict=True):
+def _share_of_known_words(language: Language, tokenizer: PreTrainedTokenizerBase, whole: bool) -> float:
+    """Return how many of a language's words are one token each; or, if not `whole`, are made of known tokens."""
+    words, unknown = language.words[_WORDS_TO_JUDGE], tokenizer.unk_token_id
+    encoded = _pieces([language.space + word for word in words], tokenizer)
+    known = 0
+    for word, pieces in zip(words, encoded, strict=True):
         # Without spaces a word's characters may be tokens: as many as it has are no sign of the language.
         most = (len(word) + 1) // 2 if language.code in _WITHOUT_SPACES else 1
-        if pieces and unknown not in pieces and (not whole or len(pieces) <= most):
-            share += weight
-    return share
+        known += bool(pieces) and unknown not in pieces and (not whole or len(pieces) <= most)
+    return known / len(words)
 
 
 def _pieces(forms: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -196,19 +192,21 @@ def _pieces(forms: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[li
     before = "a" if forms and forms[0].startswith(" ") else ":"
     prefix = tokenizer(before, add_special_tokens=False)["input_ids"]
     texts = [before + form for form in forms]
-    encoded = tokenizer(
-        texts, add_special_tokens=False, truncation=False, return_attention_mask=False, verbose=False
-    )["input_ids"]
+    encoded = tokenizer(texts, add_special_tokens=False, truncation=False, return_attention_mask=False, verbose=False)[
+        "input_ids"
+    ]
     cut = len(prefix)
     return [pieces[cut:] if pieces[:cut] == prefix else pieces for pieces in encoded]
 
 
-@functools.lru_cache(maxsize=64)
-def _language(code: str, wordlist: str) -> Language:
-    frequencies = _wordfreq().get_frequency_dict(code, wordlist)
-    ordered = sorted(frequencies.items(), key=lambda entry: (-entry[1], entry[0]))
-    total = sum(frequencies.values())
-    return Language(code, [word for word, _ in ordered], [share / total for _, share in ordered])
+@functools.lru_cache(maxsize=128)
+def _language(code: str, wordlist: str, count: int) -> Language:
+    # The words of the list's n-th part have a frequency of -n hundredths of a Bel.
+    parts = enumerate(_wordfreq().get_frequency_list(code, wordlist))
+    ordered = ((word, 10 ** (-part / 100)) for part, words in parts for word in words)
+    words, frequencies = zip(*itertools.islice(ordered, count), strict=True)
+    total = sum(frequencies)
+    return Language(code, words, [frequency / total for frequency in frequencies])
 
 
 def _wordfreq():  # type: ignore[no-untyped-def]  # noqa: ANN202

@@ -34,12 +34,12 @@ def table_weights(options: TieredConfig, source: FitSource) -> TableWeights:
 
 
 def weighted_axes(options: TieredConfig, source: FitSource, weights: TableWeights) -> PrincipalAxes:
-    """Return the principal axes in the metric that was asked for."""
+    """Return the principal axes in the metric that was asked for, or, by itself, the best that is known."""
     if options.metric == "sensitivity" and source.metric is None:
-        raise config_error("metric", options.metric, "it needs `texts` and a `tokenizer`")
-    return principal_axes(source.table, weights.axes, source.metric if options.metric == "sensitivity" else None)
+        raise config_error("metric", options.metric, "it needs a `tokenizer`, and a model that reads its tokens alone")
+    return principal_axes(source.table, weights.axes, None if options.metric == "plain" else source.metric)
 
 
 def tiered_needs(options: TieredConfig) -> frozenset[Need]:
     """Return what fits read that weigh rows by their counts, in a metric."""
-    return frozenset({"counts", "sensitivity"} if options.metric == "sensitivity" else {"counts"})
+    return frozenset({"counts"} if options.metric == "plain" else {"counts", "sensitivity"})

@@ -16,7 +16,7 @@ from huggingface_hub.utils import yaml_dump
 from transformers import PreTrainedModel
 
 from ..evaluation.report import Report, inspect
-from ..evidence.origin import command_of, evidence_of
+from ..evidence.origin import command_of
 from ..modeling.code_files import code_record
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CARD_TAG, CompactModelMixin, native_model_class
@@ -260,7 +260,7 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "version": __version__,
         "command": command_of(source, original, "OUTPUT") if source else "",
         "placeholders": _placeholders(source, base_model),
-        "evidence": evidence_of(source),
+        "evidence": source.get("evidence"),
         "calibration": _calibration(source.get("calibration")),
         "other_weights": _other_weights(source.get("calibration")),
         "versions": f"hf_compact_embeddings {__version__}, transformers {transformers.__version__}, "

@@ -46,8 +46,9 @@ class BlocksConfig(TieredConfig):
         frequency_power: errors weigh (count + 1)^power when bytes are given out, where counts are known; None: 0.3,
             or 0.75 where an output head scores through the table.
         axis_power: the same for axes, means and codebooks; None: 0.75, or 1.0 with such a head.
-        metric: what an error costs: "plain", its squared length; "sensitivity", how far it moves what the model gives
-            over `texts`: the scores of a head that is tied to the table, or else the states.
+        metric: what an error costs: "plain", its squared length; "sensitivity", how far it moves what the model gives:
+            the scores of a head that is tied to the table, or else the states. "auto" is that, where there is a
+            tokenizer, so that it can be found: in texts, or in texts that are made.
         iterations: rounds of k-means at the most.
     """
 

@@ -50,7 +50,7 @@ class TieredConfig(StructureConfig):
     basis: str = choice("coded", "float16")
     frequency_power: float | None = number(None, 0.0, 4.0)
     axis_power: float | None = number(None, 0.0, 4.0)
-    metric: str = choice("plain", "sensitivity")
+    metric: str = choice("auto", "plain", "sensitivity")
 
     @staticmethod
     def default_budget(rows: int, width: int) -> int:

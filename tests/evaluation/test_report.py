@@ -11,7 +11,6 @@ import torch
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.evaluation import report as module
-from hf_compact_embeddings.evidence.origin import evidence_of
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 
 from ..cases import Case, compress_tiny, for_all, for_each_method
@@ -127,17 +126,6 @@ def test_the_code_beside_the_table_and_the_evidence(case: Case, tmp_path: Path) 
     assert (report.code_files, report.code_bytes) == (len(files), sum(file.stat().st_size for file in files))
     assert f"{report.code_bytes:,} bytes in {report.code_files} files" in str(report)
     assert report.evidence is not None and report.evidence in str(report)
-
-
-def test_evidence_in_words() -> None:
-    given = {"options": {}, "texts": False, "token_counts": False, "tokenizer": False}
-    assert evidence_of({}) is None
-    assert evidence_of(given) == "nothing"
-    assert evidence_of(given | {"texts": True}) == "token counts of texts"
-    assert evidence_of(given | {"token_counts": True, "tokenizer": True}) == "token counts, the special tokens"
-    assert evidence_of(given | {"token_counts": "tokenizer"}) == "token frequencies as its tokenizer tells them"
-    read = given | {"texts": True, "options": {"metric": "sensitivity"}}
-    assert evidence_of(read) == "token counts of texts, sensitivity of the model, from texts"
 
 
 def test_collisions_are_those_of_the_codes() -> None:

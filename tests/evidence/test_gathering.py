@@ -68,19 +68,61 @@ def test_rows_to_keep() -> None:
         evidence_of(token_counts=counts).exact_rows(121)
 
 
-@pytest.mark.parametrize(
-    ("need", "message"),
-    [
-        ("sensitivity", "`metric` is 'sensitivity', but it needs `texts` and a `tokenizer`"),
-        ("contextual_states", "`features` is 'contextual', but contextual states need `texts` and a `tokenizer`"),
-        ("texts", "`texts` is missing"),
-    ],
-)
-@pytest.mark.parametrize("options", [{}, {"tokenizer": tiny_tokenizer()}], ids=["nothing", "tokenizer"])
-def test_needs_that_cannot_be_met(need: str, message: str, options: dict) -> None:
+def test_needs_that_cannot_be_met() -> None:
+    message = "`features` is 'contextual', but contextual states need a `tokenizer`"
     with pytest.raises(hce.CompactConfigError, match=message):
-        evidence_of(**options).fit_source({need})
-    assert evidence_of(**options).fit_source({"counts", "token_strings"}).counts is None
+        evidence_of().fit_source({"contextual_states"})
+    for options in ({}, {"tokenizer": tiny_tokenizer()}):
+        with pytest.raises(hce.CompactConfigError, match="`texts` is missing"):
+            evidence_of(**options).fit_source({"texts"})
+    source = evidence_of().fit_source({"counts", "sensitivity", "token_strings"})
+    assert (source.counts, source.metric, source.token_strings) == (None, None, None)
+    with pytest.raises(hce.CompactConfigError, match="`metric` is 'sensitivity'.*it needs a `tokenizer`"):
+        hce.compress(tiny_model("bert"), "rotated", metric="sensitivity")
+
+
+def test_a_tokenizer_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without data there are counts, and texts to read sensitivities and contextual states from."""
+    for architecture in ("bert", "llama", "t5"):
+        evidence = evidence_of(architecture, tokenizer=tiny_tokenizer(), seed=1)
+        source = evidence.fit_source({"counts", "sensitivity", "contextual_states"})
+        assert torch.equal(source.counts, counts_from_tokenizer(tiny_tokenizer(), VOCABULARY)), "no language has them"
+        assert source.metric is not None and source.features is not None
+        assert evidence.description() == (
+            "token frequencies as far as the tokenizer tells, sensitivity to errors, read from texts made for it, "
+            "contextual states, read from texts made for it, the special tokens"
+        )
+        again = evidence_of(architecture, tokenizer=tiny_tokenizer(), seed=1).fit_source({"sensitivity"})
+        assert torch.equal(again.metric, source.metric)
+        other = evidence_of(architecture, tokenizer=tiny_tokenizer(), seed=2).fit_source({"sensitivity"})
+        assert not torch.equal(other.metric, source.metric), "the seed reaches the texts"
+    assert evidence_of(tokenizer=tiny_tokenizer(), token_counts="uniform").fit_source().counts is None
+
+
+def test_where_counts_come_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = torch.arange(VOCABULARY)
+    tokenizer = tiny_tokenizer()
+    assert evidence_of(tokenizer=tokenizer, texts=TEXTS, token_counts=given).counts_from == "given"
+    assert evidence_of(tokenizer=tokenizer, texts=TEXTS).counts_from == "texts"
+    assert evidence_of(tokenizer=tokenizer, texts=TEXTS, languages="en").counts_from == "words"
+    assert evidence_of(tokenizer=tokenizer).counts_from == "words"
+    monkeypatch.setattr(gathering, "is_available", lambda: False)
+    assert evidence_of(tokenizer=tokenizer).counts_from == "tokenizer"
+    for wrong in ({"languages": ["en"]}, {"languages": ["en"], "token_counts": given, "tokenizer": tokenizer}):
+        with pytest.raises(hce.CompactConfigError, match="`languages` needs a `tokenizer`, and no other"):
+            evidence_of(**wrong)
+
+
+def test_a_model_that_cannot_be_read_is_compressed_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise TypeError("forward() got an unexpected keyword argument")
+
+    monkeypatch.setattr(gathering, "sensitivity_metric", refuse)
+    compact = hce.compress(tiny_model("bert"), "rotated", tokenizer=tiny_tokenizer(), bits_per_weight=6.0)
+    assert "How sensitive BertForMaskedLM is to errors could not be found" in caplog.text
+    assert "sensitivity" not in compact.config.compact_source["evidence"]
 
 
 def test_needs_that_nobody_knows() -> None:
@@ -161,7 +203,7 @@ def test_a_plan_takes_the_same_evidence(tmp_path: Path, monkeypatch: pytest.Monk
     ):
         found = without_times(hce.plan(model, **options, **given))
         assert found == without_times(hce.plan(model, **options, token_counts=counts))
-        assert found != without_times(hce.plan(model, **options))
+        assert found != without_times(hce.plan(model, **options, token_counts="uniform"))
     passes = []
     monkeypatch.setattr(gathering, "count_tokens", lambda *given: passes.append(1) or count_tokens(*given))
     compact = hce.compress(model, **options, texts=TEXTS)
