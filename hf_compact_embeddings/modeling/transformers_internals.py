@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from transformers import AddedToken, AutoModel, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizer
-from transformers.initialization import meta_device_safe_creation_ops, zeros_  # 5.11, 5.24
+from transformers.initialization import meta_device_safe_creation_ops, zeros_  # noqa: F401  # 5.11, 5.24
 from transformers.models.auto import configuration_auto, modeling_auto
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES  # 5.11, 5.24
-from transformers.models.auto.modeling_auto import (  # 5.11, 5.24
+from transformers.models.auto.modeling_auto import (  # noqa: F401  # 5.11, 5.24
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES  # 5.11, 5.24
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING, TOKENIZER_MAPPING_NAMES  # noqa: F401  # 5.11, 5.24
 from transformers.utils import cached_file
 
 if TYPE_CHECKING:
@@ -31,53 +31,19 @@ if TYPE_CHECKING:
 # Every entry of a checkpoint's `auto_map` names it.
 _MODULE = "modeling_compact"
 
-__all__ = [
-    "CONFIG_MAPPING_NAMES",
-    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
-    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
-    "OVERRIDDEN",
-    "TOKENIZER_MAPPING",
-    "TOKENIZER_MAPPING_NAMES",
-    "attention_of",
-    "primary_auto_class",
-    "native_config_class",
-    "heads_of",
-    "auto_map_of",
-    "cached_file_or_none",
-    "checkpoint_function",
-    "commit_of",
-    "ignored_on_save",
-    "lazy_mappings",
-    "mark_as_initialized",
-    "meta_device_safe_creation_ops",
-    "model_mappings",
-    "prepared_inputs",
-    "register_config_names",
-    "register_model_names",
-    "registered_model_class",
-    "set_attention",
-    "set_built_in_tokens",
-    "set_checkpoint_function",
-    "set_commit",
-    "set_tied_weights_keys",
-    "warn_of_length",
-    "zeros_",
-]
-
 # Private parts that classes of this package override, where Transformers reads them: renamed there, they would never
 # be read again, without a word. A test looks each of them up in Transformers. All were seen in 5.11 and in 5.24.
 OVERRIDDEN = {
-    "_auto_class": "transformers.PreTrainedTokenizer",
-    "_convert_id_to_token": "transformers.PreTrainedTokenizer",
-    "_convert_token_to_id": "transformers.PreTrainedTokenizer",
-    "_encode_plus": "transformers.PreTrainedTokenizer",
-    "_get_resized_embeddings": "transformers.PreTrainedModel",
-    "_get_resized_lm_head": "transformers.PreTrainedModel",
-    "_load_from_checkpoint": "transformers.Trainer",
-    "_pad": "transformers.PreTrainedTokenizer",
-    "_save": "transformers.Trainer",
-    "_save_checkpoint": "transformers.Trainer",
-    "_update_trie": "transformers.PreTrainedTokenizer",
+    "PreTrainedModel": ("_get_resized_embeddings", "_get_resized_lm_head"),
+    "PreTrainedTokenizer": (
+        "_auto_class",
+        "_convert_id_to_token",
+        "_convert_token_to_id",
+        "_encode_plus",
+        "_pad",
+        "_update_trie",
+    ),
+    "Trainer": ("_load_from_checkpoint", "_save", "_save_checkpoint"),
 }
 
 
