@@ -7,19 +7,19 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.models.auto import modeling_auto
 
 from .modeling.modeling_compact import native_model_class
+from .modeling.transformers_internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def is_masked_lm(model: PreTrainedModel) -> bool:
     """Tell whether a model, compact or dense, predicts masked tokens."""
-    return _has_head(model, modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    return _has_head(model, MODEL_FOR_MASKED_LM_MAPPING_NAMES)
 
 
 def is_causal_lm(model: PreTrainedModel) -> bool:
     """Tell whether a model, compact or dense, predicts each next token."""
-    return _has_head(model, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    return _has_head(model, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
 def _has_head(model: PreTrainedModel, names: Mapping[str, object]) -> bool:

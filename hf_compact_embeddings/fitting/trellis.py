@@ -92,7 +92,10 @@ def encode(
 
             axis_bits = np.array(bits, dtype=np.int64)
             rows = np.ascontiguousarray(chunk.cpu().numpy())
-            found = search(rows, axis_bits, values.cpu().numpy(), trials, laps, torch.get_num_threads())
+            threads = torch.get_num_threads()
+            found = search(rows, axis_bits, values.cpu().numpy(), trials, laps, threads)
+            # numba's layer on OpenMP leaves its own number of threads behind, to torch too.
+            torch.set_num_threads(threads)
             windows = torch.from_numpy(found).to(points.device)
         else:
             windows = _plain_search(chunk, bits, values, trials, laps)

@@ -195,7 +195,7 @@ class CompactModelMixin(_NativeModel):
         known = {option: options[option] for option in _FETCH_OPTIONS if option in options}
         for name in (KEPT_CARD, "README.md"):
             try:
-                path = cached_file_or_none(str(source), name, **known, _commit_hash=commit_of(self.config))
+                path = cached_file_or_none(str(source), name, commit_of(self.config), **known)
                 text = "" if path is None else Path(path).read_text(encoding="utf-8", errors="replace")
             except OSError:
                 # A cache that nobody may write to: the model is there all the same.

@@ -16,6 +16,7 @@ from .hash_encoding import NO_SIGNATURE, HashEncoding, Words, samples_of, window
 from .hash_words import spelling, word_spans
 from .hashing import HASH_VERSION, MAX_WORD_CHARS, HashSettings, Memo, WordHasher
 from .subword_pieces import PIECES_FILE, SubwordPieces, digest_of, serialized_pieces
+from .transformers_internals import set_built_in_tokens, warn_of_length
 
 _MAX_CACHED_WORDS = 1 << 18
 _SPECIAL_TOKENS = {
@@ -81,10 +82,8 @@ class CompactHashTokenizer(PreTrainedTokenizer):
         )
         self._forget_words()
         names = {name: kwargs.pop(name, None) or default for name, default in _SPECIAL_TOKENS.items()}
-        self._added_tokens_decoder = {
-            token_id: AddedToken(str(token), special=True, normalized=False)
-            for token_id, token in enumerate(names.values())
-        }
+        tokens = [AddedToken(str(token), special=True, normalized=False) for token in names.values()]
+        set_built_in_tokens(self, dict(enumerate(tokens)))
         for fact_of_the_last_load in ("is_local", "local_files_only", "special_tokens_pattern"):
             kwargs.pop(fact_of_the_last_load, None)
         super().__init__(**names, **self.hash_settings.to_dict(), special_tokens_pattern="cls_sep", **kwargs)
@@ -107,7 +106,7 @@ class CompactHashTokenizer(PreTrainedTokenizer):
 
     def get_vocab(self) -> dict[str, int]:
         """Return the special and the added tokens; `len(tokenizer)` counts them."""
-        return dict(self._added_tokens_encoder)
+        return self.added_tokens_encoder
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
         """Save the subword tokenizer where one gives the pieces; otherwise there is nothing to save."""
@@ -158,7 +157,7 @@ class CompactHashTokenizer(PreTrainedTokenizer):
             return int(unknown[1], 16)
         surface = token[:MAX_WORD_CHARS]
         if not spelling(surface):
-            return self._added_tokens_encoder[self.unk_token]
+            return self.added_tokens_encoder[self.unk_token]
         word_id: int = self._known("ids")[surface]
         return word_id
 
@@ -171,7 +170,7 @@ class CompactHashTokenizer(PreTrainedTokenizer):
     def _update_trie(self, unique_no_split_tokens: list[str] | None = None) -> None:
         alternatives = [
             rf"(?<!\w){re.escape(token.content)}(?!\w)" if token.single_word else re.escape(token.content)
-            for token in sorted(self._added_tokens_decoder.values(), key=lambda token: -len(token.content))
+            for token in sorted(self.added_tokens_decoder.values(), key=lambda token: -len(token.content))
         ]
         self._added_pattern = re.compile("|".join(alternatives))
 
@@ -181,13 +180,13 @@ class CompactHashTokenizer(PreTrainedTokenizer):
             raise config_error("text", type(text).__name__, "it is a string, a pair of them, or a list of these")
         if split_special_tokens or not self._added_pattern.search(text):
             return self._hashed(text, 0, len(text))
-        words = Words()
+        words, added = Words(), self.added_tokens_encoder
         end = 0
         for match in self._added_pattern.finditer(text):
             words.extend(self._hashed(text, end, match.start()))
             end = match.end()
             blank = [NO_SIGNATURE] if self._signed else []
-            words.extend(Words([self._added_tokens_encoder[match[0]]], [match.span()], [match[0]], blank))
+            words.extend(Words([added[match[0]]], [match.span()], [match[0]], blank))
         words.extend(self._hashed(text, end, len(text)))
         words.word_ids = range(len(words.ids))
         return words
@@ -258,7 +257,7 @@ class CompactHashTokenizer(PreTrainedTokenizer):
             for window in windows(sequences, room, strategy, step, self.truncation_side):
                 rows.append(self._row(window, add_special_tokens))
                 sample_of_row.append(index)
-                self._eventual_warn_about_too_long_sequence(rows[-1].ids, max_length, verbose)
+                warn_of_length(self, rows[-1].ids, max_length, verbose)
         self._pad_rows(rows, padding_strategy, max_length, **kwargs)
         data = self._columns(rows, **kwargs)
         if return_overflowing_tokens:

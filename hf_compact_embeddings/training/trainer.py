@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..finetuning.trainer import MeanLossTrainer
 from ..modeling.errors import CompactEmbeddingsError
-from ..modeling.transformers_internals import checkpoint_function, set_checkpoint_function
+from ..modeling.transformers_internals import checkpoint_function, prepared_inputs, set_checkpoint_function
 from .losses import Outputs, Target, predicts, run, target_of, total_loss
 from .rows import split_batch
 
@@ -136,7 +136,7 @@ class CalibrationTrainer(MeanLossTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor, None, None]:
         """Return the losses of a held-out batch."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = prepared_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 

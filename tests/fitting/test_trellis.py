@@ -40,6 +40,17 @@ def test_compiled_and_plain_search_agree_bit_for_bit(bits):
 
 
 @needs_numba
+def test_the_compiled_search_leaves_the_number_of_threads_alone():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        trellis.encode(gaussian_rows(9, 8), [1] * 8, torch.ones(8), 8, compiled=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_numba
 @pytest.mark.parametrize("bits", [[2, 1, 1] * 4, [3] * 16, [2, 2, 1, 1, 1, 1] * 6], ids=str)
 def test_both_searches_take_the_first_of_equally_good_paths(bits):
     # Without gains every path costs the same.
