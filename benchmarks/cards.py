@@ -71,7 +71,7 @@ def write_card(
     measures: list[Measure],
 ) -> Path:
     """Compress, measure, and write one card."""
-    compact = compress_within(dense, method, settings, tokenizer, token_counts="tokenizer")
+    compact = compress_within(dense, method, settings, tokenizer)
     report = hce.inspect(compact, against=dense)
     results = [measure(compact) for measure in measures]
     card = make_card(compact, report, base_model=HUB_ID, results=results, sentences=True)
