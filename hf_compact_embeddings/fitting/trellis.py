@@ -26,6 +26,8 @@ from ..modeling.trellis_codes import (
     window_bits_for,
     windows_of,
 )
+from .trellis_costs import ring_of, whole_points
+from .trellis_search import search
 
 __all__ = [
     "MAX_BITS",
@@ -46,7 +48,6 @@ logger = logging.get_logger(__name__)
 # and how far that error stays above the bound of 4^-bits, in dB. Index 0 is an axis without bits.
 _SPREAD = (0.0, 0.87, 1.01, 1.09, 1.13, 1.17, 1.21)
 _LOSS_DB = (0.0, 0.35, 0.47, 0.74, 0.74, 1.03, 1.12)
-_PLAIN_BYTES = 1 << 28
 _STREAM_BYTES = 1 << 26
 
 
@@ -83,22 +84,21 @@ def encode(
         )
     if compiled is None:
         compiled = points.device.type == "cpu" and _numba_works()
-    values = gains.float().to(points.device)[:, None] * reproduction_values(window_bits).to(points.device)
-    trials, laps = _effort(sum(bits), window_bits)
+    ring, units, most = ring_of(bits, gains, window_bits)
+    lead, places = _effort(bits, window_bits)
     codes = []
     for chunk in points.float().split(max(1, _STREAM_BYTES // (8 * sum(bits)))):
+        whole = whole_points(chunk, units, most)
         if compiled:
-            from .trellis_kernel import search
+            from .trellis_kernel import search as compiled_search
 
-            axis_bits = np.array(bits, dtype=np.int64)
-            rows = np.ascontiguousarray(chunk.cpu().numpy())
-            threads = torch.get_num_threads()
-            found = search(rows, axis_bits, values.cpu().numpy(), trials, laps, threads)
+            rows, threads = np.ascontiguousarray(whole.cpu().numpy()), torch.get_num_threads()
+            found = compiled_search(rows, ring, lead, places, threads)
             # numba's layer on OpenMP leaves its own number of threads behind, to torch too.
             torch.set_num_threads(threads)
             windows = torch.from_numpy(found).to(points.device)
         else:
-            windows = _plain_search(chunk, bits, values, trials, laps)
+            windows = search(whole, ring, lead, places)
         codes.append(_pack(windows, bits))
     return torch.cat(codes) if codes else torch.empty(0, sum(bits) // 8, dtype=torch.uint8)
 
@@ -131,88 +131,31 @@ def _checked(bits: Sequence[int], window_bits: int) -> list[int]:
     return [int(count) for count in bits]
 
 
-def _effort(row_bits: int, window_bits: int) -> tuple[int, int]:
-    """Return from how many places, and over how many laps, to look for the state that closes the ring.
+def _effort(bits: list[int], window_bits: int) -> tuple[int, int]:
+    """Return over how many axes to lead before the way around, and at how many places to force what does not close.
 
     No places at all means to try every state: on short rings that gains up to 1 dB and costs little.
     """
-    if row_bits <= 32 and window_bits <= 8:
-        return 0, 1
-    if row_bits < 64:
-        return 4, 2
-    return (2, 2) if row_bits < 160 else (1, 1)
+    row_bits = sum(bits)
+    if row_bits < 64 and window_bits <= 8:
+        return 1, 0
+    if row_bits < 160:
+        return len(bits), 3
+    lead, seen = 0, 0
+    while seen < 96:
+        lead += 1
+        seen += bits[-lead]
+    return lead, 1
 
 
 def _pack(windows: Tensor, bits: list[int]) -> Tensor:
     """Write the newest bits of each window (V, n) one behind the other (V, sum(bits) / 8), uint8."""
-    rows = len(windows)
-    stream = torch.empty(rows, sum(bits), dtype=torch.uint8, device=windows.device)
+    # Axis by axis, each with its rows side by side, is ten times as fast as row by row.
+    columns = windows.T.contiguous()
+    packed = torch.zeros(sum(bits) // 8, len(windows), dtype=torch.uint8, device=windows.device)
     position = 0
-    for axis, count in enumerate(bits):
+    for column, count in zip(columns, bits, strict=True):
         for bit in range(count - 1, -1, -1):
-            stream[:, position] = (windows[:, axis] >> bit) & 1
+            packed[position // 8] |= ((column >> bit) & 1).to(torch.uint8) << (7 - position % 8)
             position += 1
-    packed = torch.zeros(rows, sum(bits) // 8, dtype=torch.uint8, device=windows.device)
-    for bit in range(8):
-        packed |= stream[:, bit::8] << (7 - bit)
-    return packed
-
-
-def _plain_search(points: Tensor, bits: list[int], values: Tensor, trials: int, laps: int) -> Tensor:
-    """Search without compiled code; returns windows (V, n), int32."""
-    num_states = values.shape[1]
-    per_row = laps * sum(num_states >> count for count in bits) + 16 * num_states
-    found = []
-    axes = len(bits)
-    for chunk in points.split(max(1, _PLAIN_BYTES // per_row)):
-        least = torch.full((len(chunk),), torch.inf, device=chunk.device)
-        windows = torch.zeros(len(chunk), axes, dtype=torch.int32, device=chunk.device)
-        for trial in range(trials or num_states):
-            start = torch.full((len(chunk),), trial, device=chunk.device)
-            if trials:
-                first = (trial + 1) * axes // (trials + 1)
-                path, _ = _walk(chunk, bits, values, first, laps * axes, None)
-                start = path[:, axes - 1 - first + (axes if laps == 2 and 2 * first > axes else 0)].long()
-            path, cost = _walk(chunk, bits, values, 0, axes, start)
-            better = cost < least
-            least = torch.where(better, cost, least)
-            windows = torch.where(better[:, None], path, windows)
-        found.append(windows)
-    return torch.cat(found)
-
-
-def _walk(
-    points: Tensor, bits: list[int], values: Tensor, first: int, steps: int, start: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Walk all rows at once; returns the windows (V, steps), int32, and the costs (V,). See the compiled one."""
-    rows, axes = points.shape
-    num_states = values.shape[1]
-    cost = torch.zeros(rows, num_states, device=points.device)
-    if start is not None:
-        cost = torch.full_like(cost, 1e30).scatter_(1, start[:, None], 0.0)
-    back = []
-    order = [(first + step) % axes for step in range(steps)]
-    for axis in order:
-        candidates = cost.view(rows, 1 << bits[axis], -1)
-        best, choice = candidates[:, 0], torch.zeros_like(candidates[:, 0], dtype=torch.uint8)
-        # `min` over the dimension would not promise the first of equals, which the compiled search takes.
-        for branch in range(1, candidates.shape[1]):
-            other = candidates[:, branch] < best
-            best = torch.where(other, candidates[:, branch], best)
-            choice = choice.masked_fill(other, branch)
-        back.append(choice)
-        error = points[:, axis, None] - values[axis]
-        cost = (best[:, :, None] + (error * error).view(rows, -1, 1 << bits[axis])).reshape(rows, -1)
-    if start is None:
-        ranks = torch.arange(num_states, device=points.device).expand_as(cost)
-        state = ranks.masked_fill(cost > cost.amin(1, keepdim=True), num_states).amin(1)
-    else:
-        state = start
-    total = cost.gather(1, state[:, None])[:, 0]
-    windows = torch.empty(rows, steps, dtype=torch.int32, device=points.device)
-    for step in range(steps - 1, -1, -1):
-        windows[:, step] = state
-        group = state >> bits[order[step]]
-        groups = num_states >> bits[order[step]]
-        state = back[step].gather(1, group[:, None])[:, 0].long() * groups + group
-    return windows, total
+    return packed.T.contiguous()
