@@ -23,7 +23,7 @@ from hf_compact_embeddings.evidence.sensitivity import sensitivity_metric
 from hf_compact_embeddings.finetuning.classification import find_task
 from hf_compact_embeddings.finetuning.metrics import interval_95
 from hf_compact_embeddings.finetuning.trainer import classify
-from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of, registered_methods
+from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of, registered_methods, trellis
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
 from hf_compact_embeddings.hub import make_card
 from hf_compact_embeddings.modeling.architectures import find_input_table
@@ -59,6 +59,7 @@ __all__ = [
     "shannon_bound",
     "stored_value",
     "sts_score",
+    "through_rings",
     "unpack_signatures",
 ]
 
@@ -155,6 +156,14 @@ def predict_rows(config: hce.StructureConfig, table: Tensor, coded: Tensor, **ev
 def kept_exactly(config: hce.StructureConfig, count: int) -> hce.StructureConfig:
     """Return the configuration for a table of which so many rows are kept exactly."""
     return dataclasses.replace(config, private_rows=count)
+
+
+def through_rings(points: Tensor, bits: int, window_bits: int | None = None) -> Tensor:
+    """Return rows (V, n) of variance 1 as trellis codes of so many bits a value give them back."""
+    counts = [bits] * points.shape[1]
+    window = trellis.window_bits_for(sum(counts)) if window_bits is None else window_bits
+    gains = trellis.spread(counts).float()
+    return trellis.decode(trellis.encode(points, counts, gains, window), counts, window) * gains
 
 
 # Measures

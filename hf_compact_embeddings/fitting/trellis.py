@@ -139,13 +139,7 @@ def _effort(bits: list[int], window_bits: int) -> tuple[int, int]:
     row_bits = sum(bits)
     if row_bits < 64 and window_bits <= 8:
         return 1, 0
-    if row_bits < 160:
-        return len(bits), 3
-    lead, seen = 0, 0
-    while seen < 96:
-        lead += 1
-        seen += bits[-lead]
-    return lead, 1
+    return (len(bits), 3) if row_bits < 160 else (min(128, len(bits)), 1)
 
 
 def _pack(windows: Tensor, bits: list[int]) -> Tensor:

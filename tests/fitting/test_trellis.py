@@ -8,11 +8,22 @@ import pytest
 import torch
 
 from hf_compact_embeddings.fitting import trellis
+from hf_compact_embeddings.fitting.trellis_costs import ring_of, whole_points
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 
 needs_numba = pytest.mark.skipif(importlib.util.find_spec("numba") is None, reason="numba is not installed")
 
-ROWS_OF_BITS = [[1] * 8, [2, 1, 1] * 4, [3] * 8, [2, 2, 1, 1, 1, 1] * 6, [4, 2, 1, 1] * 12, [6, 5, 1] * 6]
+# Rings short enough to try every state, rings that are forced to close at several places, and at one.
+ROWS_OF_BITS = [
+    [1] * 8,
+    [2, 1, 1] * 4,
+    [3] * 8,
+    [2, 2, 1, 1, 1, 1] * 6,
+    [4, 2, 1, 1] * 12,
+    [6, 5, 1] * 6,
+    [1] * 168,
+    [3, 2, 2, 1] * 24,
+]
 
 
 def gaussian_rows(rows: int, axes: int, seed: int = 0) -> torch.Tensor:
@@ -48,6 +59,32 @@ def test_the_compiled_search_leaves_the_number_of_threads_alone():
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@needs_numba
+@pytest.mark.parametrize("window_bits", [6, 10, 12, 16])
+def test_both_searches_agree_at_all_windows_and_far_from_the_values(window_bits):
+    bits = [6, 4, 3, 2, 1, 1, 1, 2, 2, 2] * 2
+    # Points beyond all values are cut off, and gains of all sizes take every shift.
+    points = gaussian_rows(2, len(bits)) ** 3 * torch.logspace(-2, 2, len(bits))
+    gains = torch.logspace(-2, 2, len(bits)).flip(0)
+    compiled = trellis.encode(points, bits, gains, window_bits, compiled=True)
+    plain = trellis.encode(points, bits, gains, window_bits, compiled=False)
+    assert torch.equal(compiled, plain)
+
+
+@needs_numba
+@pytest.mark.parametrize("bits", [[1] * 40, [2, 1] * 32, [1] * 200], ids=len)
+def test_codes_do_not_depend_on_threads(bits):
+    points, gains = gaussian_rows(31, len(bits)), torch.ones(len(bits))
+    threads, codes = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            codes.append(trellis.encode(points, bits, gains, 8, compiled=True))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*codes)
 
 
 @needs_numba
@@ -110,6 +147,65 @@ def test_short_rings_are_searched_exactly():
     every = torch.arange(256, dtype=torch.uint8)[:, None]
     best = (trellis.decode(every, bits, 8) - point[:, None]).square().sum(-1).argmin(1)
     assert trellis.encode(point, bits, torch.ones(len(bits)), 8)[:, 0].tolist() == best.tolist()
+
+
+def least_errors(points: torch.Tensor, bits: list[int], gains: torch.Tensor, window_bits: int) -> torch.Tensor:
+    """Return the least error of any ring for each row (V,), by walking from every state in float64."""
+    values = trellis.reproduction_values(window_bits).double() * gains.double()[:, None]
+    states = values.shape[1]
+    found = []
+    for point in points.double():
+        # Row s are the paths that began in state s.
+        cost = torch.full((states, states), torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
+        for axis, count in enumerate(bits):
+            best = cost.view(states, 1 << count, -1).amin(1)
+            error = (point[axis] - values[axis]).square().view(1, -1, 1 << count)
+            cost = (best[:, :, None] + error).view(states, states)
+        found.append(cost.diagonal().min())
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize(
+    "bits, most",
+    [
+        ([1] * 24, 0.002),
+        ([2, 1, 1] * 12, 0.002),
+        ([2, 2, 1, 1, 1, 1] * 9, 0.03),
+        ([1] * 168, 0.01),
+        ([4, 3, 3, 2, 2, 1, 1] * 11, 0.02),
+    ],
+    ids=lambda value: str(sum(value)) if isinstance(value, list) else "",
+)
+@pytest.mark.parametrize("tails", [0.0, 0.5])
+def test_errors_are_close_to_the_least_of_all_rings(bits, most, tails):
+    lengths = torch.tensor([2.0**count for count in bits])
+    points = lengths * gaussian_rows(10, len(bits)) * (tails * gaussian_rows(10, len(bits), seed=1)).exp()
+    gains = lengths * trellis.spread(bits).float()
+    read = trellis.decode(trellis.encode(points, bits, gains, 7), bits, 7) * gains
+    error, least = (read - points).double().square().sum(), least_errors(points, bits, gains, 7).sum()
+    lost = float(10 * torch.log10(error / least))
+    # Points far beyond all values are cut off.
+    assert -1e-6 < lost < most + 0.03 * (tails > 0)
+
+
+@pytest.mark.parametrize("window_bits", [8, 12, 16])
+@pytest.mark.parametrize("bits", [[1] * 16, [2, 1] * 8, [6, 5, 4, 3, 2, 1, 1, 2]], ids=str)
+@pytest.mark.parametrize("spread", [0, 1, 6])
+def test_what_the_search_counts_with_fits_16_bits(bits, spread, window_bits):
+    gains = torch.logspace(-spread, spread, len(bits))
+    ring, units, most = ring_of(bits, gains, window_bits)
+    # The compiled step over an axis of one bit has no shift.
+    assert (ring.shifts[ring.bits == 1] == 0).all()
+    far = whole_points(torch.tensor([[1e30], [-1e30]]).expand(2, len(bits)), units, most).long()
+    for axis, shift in enumerate(ring.shifts.tolist()):
+        values = ring.axis_values(axis).long()
+        differences = far[:, axis, None] - values
+        assert differences.abs().max() < 1 << 15
+        # Else points beyond the values would use up the range of costs before these are renewed.
+        nearest = (differences.abs().amin(1) << shift).square() >> 16
+        assert 16 * int(nearest.max()) < 28_000
+        error = (values.double() * units[axis].double() - trellis.reproduction_values(window_bits) * gains[axis]).abs()
+        assert error.max() <= max(2.0 * float(units[axis]), 1e-3 * float(gains[axis]))
 
 
 def test_rows_decode_alone():
