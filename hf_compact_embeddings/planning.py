@@ -17,7 +17,7 @@ from .checkpoints import load_dense
 from .evidence import Evidence, gather, read_texts
 from .fitting import FitSource, Method, fit_structure, registered_methods
 from .fitting.methods import stored_bytes
-from .fitting.spectrum import covariance, gap_db, shannon_bound
+from .fitting.spectrum import covariance, gap_db, metric_roots, shannon_bound
 from .modeling.architectures import find_input_table
 from .modeling.errors import CompactConfigError, config_error
 from .modeling.options import BUDGETS, StructureConfig
@@ -139,9 +139,14 @@ def plan_for(
     plans = []
     for method, config in tqdm(found, desc="Planning", unit="candidate", leave=False, delay=1.0):
         size, error, structure = sample.predict(method, config)
+        # Options that were asked for may need more than what the candidate was made for.
+        if size > budget:
+            continue
         bound = shannon_bound(sample.eigenvalues, 8 * size / weight.numel())
         cost = _head_cost(structure) if tied else None
         plans.append(Plan(config, size, weight.nbytes / size, error, bound, gap_db(error, bound), cost))
+    if not plans:
+        raise CompactConfigError(f"No candidate keeps the budget of {budget:,} bytes with the options {options}.")
     return sorted(plans, key=lambda plan: plan.predicted_error)
 
 
@@ -236,7 +241,7 @@ class _Sample:
         weights = torch.ones(self.rows) if weights is None else weights
         mean, spread = covariance(table, weights)
         # Errors are compared in the metric of the fit, which sees a table (V, D) as its product with the metric's root.
-        self.root = None if source.metric is None else _root(source.metric)
+        self.root = None if source.metric is None else metric_roots(source.metric, table.shape[1])[0]
         spread = spread if self.root is None else self.root @ spread @ self.root
         self.eigenvalues = torch.linalg.eigvalsh(spread).clamp(min=0.0)
         self.source = dataclasses.replace(source, max_bytes=None)
@@ -299,12 +304,6 @@ class _Sample:
     def _lengths(self, errors: Tensor) -> Tensor:
         """Return the squared lengths (n,) of errors (n, D), in the metric of the fit."""
         return (errors if self.root is None else errors @ self.root).square().sum(1)
-
-
-def _root(metric: Tensor) -> Tensor:
-    """Return the symmetric square root of a positive semi-definite matrix (D, D), float64."""
-    variances, axes = torch.linalg.eigh(metric.double())
-    return (axes * variances.clamp(min=0.0).sqrt()) @ axes.T
 
 
 def _draw(weights: Tensor | None, rows: int, seed: int) -> tuple[Tensor, Tensor]:

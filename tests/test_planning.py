@@ -236,9 +236,18 @@ def test_rows_to_keep_can_be_asked_for(table: Tensor) -> None:
     assert structure.nbytes <= TABLE_BYTES / 8
 
 
-def test_an_option_that_only_a_method_has_is_refused(table: Tensor) -> None:
-    with pytest.raises(hce.CompactConfigError, match="`num_subspaces` cannot be given without a method, only 'ratio'"):
-        hce.compress(model_with(table), ratio=8, num_subspaces=4)
+def test_options_hold_for_all_candidates(table: Tensor) -> None:
+    every = hce.plan(model_with(table), ratio=8)
+    plans = hce.plan(model_with(table), ratio=8, tiers=2, storage_dtype="bfloat16")
+    assert {found.config.method for found in plans} == {"rotated", "blocks"}, "the others have no tiers"
+    assert all((found.config.tiers, found.config.storage_dtype) == (2, "bfloat16") for found in plans)
+    assert len({found.config for found in plans}) == len(plans) < len(every)
+    compact = hce.compress(model_with(table), ratio=8, tiers=2)
+    assert compact.compact_embedding.options.tiers == 2 and compact.compact_embedding.nbytes <= TABLE_BYTES / 8
+    with pytest.raises(hce.CompactConfigError, match="No candidate has the options 'tiers', 'num_subspaces'"):
+        hce.compress(model_with(table), ratio=8, tiers=2, num_subspaces=4)
+    with pytest.raises(hce.CompactConfigError, match=r"No candidate keeps the budget of [\d,]+ bytes with the options"):
+        hce.plan(model_with(table), ratio=40, num_subspaces=WIDTH)
 
 
 def test_rows_that_are_kept_may_take_the_whole_budget(table: Tensor) -> None:
