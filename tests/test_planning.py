@@ -104,9 +104,7 @@ def test_one_row_that_weighs_nearly_everything_does_not_break_the_prediction(
     model = model_with(table)
     for heavy in (0, 1, 2, 3):  # in either half of the sample
         counts = torch.ones(ROWS).index_fill(0, torch.tensor([heavy]), 1e7)
-        sample = planning._Sample(
-            model.get_input_embeddings().weight.detach(), counts, torch.empty(0, dtype=torch.int64), False, seed=0
-        )
+        sample = planning._Sample(FitSource(model.get_input_embeddings().weight.detach(), counts=counts))
         config = hce.SubspaceConfig(num_subspaces=4, codebook_size=16)
         predicted = sample.predict(method_of(config), config)[1]
         found = full_fit(model, planning.Plan(config, 0, 1.0, 0.0, 0.0, 0.0, None), counts)[1]

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..fitting import FitSource
 from ..modeling.architectures import InputTable
-from ..modeling.errors import CompactConfigError, config_error
+from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
 from .exact_rows import exact_rows
 from .frequencies import count_tokens, counts_from_tokenizer, given_counts
 from .made_texts import made_texts
@@ -137,6 +137,8 @@ class Evidence:
             return None
         try:
             return sensitivity_metric(self.readable_texts, self.tokenizer, self.model, self.seed)
+        except CompactEmbeddingsError:
+            raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             # Models that read something else than tokens alone, or run in a way of their own.
             name = type(self.model).__name__
