@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -126,13 +127,12 @@ def _of_states(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model:
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[str]]:
-    """Yield the first texts, some at a time."""
-    read = 0
-    for batch in text_batches(texts, "Reading sensitivities", _TEXTS_PER_BATCH):
-        yield batch
-        read += len(batch)
-        if read >= _TEXTS:
-            return
+    """Yield the first texts, some at a time; those of a length go together, so that little is padded."""
+    first = next(text_batches(texts, "Reading texts", _TEXTS), [])
+    first.sort(key=len)
+    starts = range(0, len(first), _TEXTS_PER_BATCH)
+    for start in tqdm(starts, desc="Reading sensitivities", unit="batch", leave=False, delay=1.0):
+        yield first[start : start + _TEXTS_PER_BATCH]
 
 
 def _mean_outer_product(parts: Iterable[Tensor]) -> Tensor:

@@ -11,7 +11,9 @@ import dataclasses
 import functools
 import itertools
 import random
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from ..modeling.errors import CompactConfigError
 
 _EXTRA = "pip install 'hf_compact_embeddings[words]'"
 # Words in all languages together, so that many languages take no longer than one.
-_WORDS = 120_000
+_WORDS = 60_000
 _LEAST_WORDS = 4_000
 # A language is in the vocabulary if so many of its words are one token each. The most frequent of all do not count:
 # they are short, and many languages have some of them.
@@ -46,6 +48,10 @@ _PUNCTUATION_OF = {
 # As if a text of this many words had been counted: counts are compared with 1.
 _EXPECTED_WORDS = 1e7
 _FORMS_PER_BATCH = 20_000
+# What was counted for a tokenizer, by languages, rows and the size of its vocabulary: it takes seconds.
+_counted: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Any, ...], Tensor]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def is_available() -> bool:
@@ -150,6 +156,14 @@ def languages_for(
 
 def counts_of_words(languages: Mapping[str, Language], tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
     """Return how often tokens may be expected to occur in texts of these languages alike (V,), float64."""
+    known = _counted.setdefault(tokenizer, {})
+    key = (tuple((code, len(language.words)) for code, language in languages.items()), rows, len(tokenizer))
+    if key not in known:
+        known[key] = _count(languages, tokenizer, rows)
+    return known[key].clone()
+
+
+def _count(languages: Mapping[str, Language], tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
     counts = torch.zeros(rows, dtype=torch.float64)
     for language in languages.values():
         forms = language.forms()
