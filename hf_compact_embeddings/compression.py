@@ -96,8 +96,8 @@ def compress(
         tokenizer=tokenizer is not None,
         texts=texts is not None,
         token_counts=token_counts if isinstance(token_counts, str) else token_counts is not None,
-        languages=None if evidence.asked_languages is None else list(evidence.asked_languages),
-        evidence=None if from_scratch else evidence.description(),
+        languages=evidence.asked_languages,
+        evidence=None if from_scratch else evidence.in_words(needs),
     )
     return compact
 

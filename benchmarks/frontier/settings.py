@@ -120,7 +120,8 @@ def _rounded(bits: int, group: int | None) -> str:
 def _budgeted(
     method: str, suffix: str, label: str, budget: int, weighted: bool = False, scored: bool = False, **options: object
 ) -> Setting:
-    given = {"method": method, "max_bytes": budget, **options}
+    # Only what says so in its name weighs errors by the model's sensitivity.
+    given = {"method": method, "max_bytes": budget, "metric": "plain", **options}
     return _setting(f"{method}{suffix}", label, OURS, given, weighted=weighted, scored=scored)
 
 

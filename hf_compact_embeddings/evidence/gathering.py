@@ -21,7 +21,7 @@ from .made_texts import made_texts
 from .sensitivity import sensitivity_metric
 from .states import contextual_states
 from .texts import Texts, read_texts
-from .word_frequencies import Language, counts_of_words, is_available, languages_for
+from .word_frequencies import Language, counts_of_words, is_available, languages_for, require_known
 
 logger = logging.get_logger(__name__)
 
@@ -59,7 +59,6 @@ class Evidence:
         asked_languages: whose words stand for texts; None: all that the vocabulary shows.
         seed: of all random choices.
         device: where to fit.
-        used: what fits have been told so far, in words.
     """
 
     model: PreTrainedModel
@@ -68,10 +67,9 @@ class Evidence:
     texts: Texts | None
     counts_from: CountsFrom
     given_counts: Tensor | None
-    asked_languages: Iterable[str] | None
+    asked_languages: list[str] | None
     seed: int
     device: torch.device
-    used: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def counts(self) -> Tensor | None:
@@ -99,11 +97,6 @@ class Evidence:
         for code in without:
             logger.warning(f"The tokenizer gives no known tokens for the language {code!r}: it is left out.")
         return found
-
-    def description(self) -> str:
-        """Say what fits were told beside the table."""
-        kept = [] if self.tokenizer is None else ["the special tokens"]
-        return ", ".join([*self.used.values(), *kept]) or "nothing"
 
     @cached_property
     def token_strings(self) -> list[str] | None:
@@ -145,16 +138,20 @@ class Evidence:
             logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {error}")
             return None
 
-    def _use(self, needs: Collection[str]) -> None:
-        """Note in words what a fit is told."""
+    def in_words(self, needs: Collection[str]) -> str:
+        """Say what a fit with these needs is told beside the table."""
         made = "texts" if self.texts is not None else "texts made for it"
+        found = []
         if "counts" in needs and self.counts is not None:
             by_words = f"word frequencies ({', '.join(self.languages)})" if self.languages else None
-            self.used["counts"] = by_words or _COUNTS_IN_WORDS[self.counts_from]
+            found.append(by_words or _COUNTS_IN_WORDS[self.counts_from])
         if "sensitivity" in needs and self.sensitivity is not None:
-            self.used["sensitivity"] = f"sensitivity to errors, read from {made}"
+            found.append(f"sensitivity to errors, read from {made}")
         if "contextual_states" in needs:
-            self.used["contextual_states"] = f"contextual states, read from {made}"
+            found.append(f"contextual states, read from {made}")
+        if self.tokenizer is not None:
+            found.append("the special tokens")
+        return ", ".join(found) or "nothing"
 
     def exact_rows(self, private_rows: int = 0) -> Tensor:
         """Return the sorted ids of the rows to keep: padding, special tokens, the most frequent up to `private_rows`.
@@ -181,7 +178,6 @@ class Evidence:
             needs = ()
         if "texts" in needs and (self.texts is None or self.tokenizer is None):
             raise CompactConfigError(_UNMET["texts"])
-        self._use(needs)
         module = self.table.module
         return FitSource(
             table=module.weight.detach(),
@@ -225,8 +221,12 @@ def gather(
     """
     if texts is not None and tokenizer is None:
         raise CompactConfigError("`tokenizer` is missing: `texts` cannot be read without it.")
-    if languages is not None and (tokenizer is None or token_counts not in (None, "words")):
-        raise CompactConfigError('`languages` needs a `tokenizer`, and no other `token_counts` than "words".')
+    if languages is not None:
+        languages = [languages] if isinstance(languages, str) else list(languages)
+        by_words = token_counts is None or (isinstance(token_counts, str) and token_counts == "words")
+        if tokenizer is None or not by_words:
+            raise CompactConfigError('`languages` needs a `tokenizer`, and no other `token_counts` than "words".')
+        require_known(languages)
     if isinstance(token_counts, str):
         if token_counts not in ("words", "tokenizer", "uniform") or tokenizer is None:
             allowed = 'it must be counts, or "words", "tokenizer" or "uniform" with a `tokenizer`'
@@ -238,8 +238,6 @@ def gather(
         counts_from = "texts"
     else:
         counts_from = "words" if languages is not None or is_available() else "tokenizer"
-    if languages is not None:
-        languages = [languages] if isinstance(languages, str) else list(languages)
     return Evidence(
         model,
         table,

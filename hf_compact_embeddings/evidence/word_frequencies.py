@@ -68,6 +68,14 @@ def known_languages() -> list[str]:
     return sorted(_wordfreq().available_languages("small"))
 
 
+def require_known(codes: Iterable[str]) -> None:
+    """Raise if there are no word frequencies of a language."""
+    known = known_languages()
+    for code in codes:
+        if code not in known:
+            raise CompactConfigError(f"`languages` names {code!r}; there are word frequencies of {', '.join(known)}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class Language:
     """The words of a language, the most frequent first, and how often each occurs among all of them.
@@ -106,7 +114,7 @@ class Language:
         marks = _PUNCTUATION_OF.get(self.code, _PUNCTUATION)
         comma, stop = next(mark for mark in marks if mark in ",，、،"), next(iter(marks))
         drawn = choices.choices(self.words, cum_weights=self._cumulated, k=count)
-        words = [choices.choice(list(itertools.islice(_numbers(word), 5)))[0] for word in drawn]
+        words = [choices.choice(list(_numbers(word)))[0] for word in drawn]
         words[0] = words[0][:1].upper() + words[0][1:]
         ends = [comma if choices.random() < marks[comma] else "" for _ in words[1:]] + [stop]
         return self.space.join(word + end for word, end in zip(words, ends, strict=True))
@@ -124,8 +132,9 @@ def _numbers(word: str) -> Iterator[tuple[str, float]]:
     # Numbers of any length are seldom one token: a few stand for all. Small first digits are more frequent.
     numbers = range(10 ** (len(word) - 1) if len(word) > 1 else 0, 10 ** len(word), max(1, 10 ** len(word) // 1000))
     weights = [1 / (1 + number // 10 ** (len(word) - 1)) for number in numbers]
+    total = sum(weights)
     for number, weight in zip(numbers, weights, strict=True):
-        yield str(number), weight / sum(weights)
+        yield str(number), weight / total
 
 
 def languages_for(
@@ -137,14 +146,9 @@ def languages_for(
         tokenizer: of the model.
         codes: of the languages; by default all that the vocabulary shows.
     """
-    known = known_languages()
-    asked = known if codes is None else [codes] if isinstance(codes, str) else list(codes)
-    for code in asked:
-        if code not in known:
-            raise CompactConfigError(f"`languages` names {code!r}; there are word frequencies of {', '.join(known)}.")
     found: list[str] = []
     without: list[str] = []
-    for code in asked:
+    for code in known_languages() if codes is None else codes:
         share = _share_of_known_words(_language(code, "small", _WORDS_TO_JUDGE.stop), tokenizer, whole=codes is None)
         if share >= (_LEAST_SHARE_WHOLE if codes is None else _LEAST_SHARE_KNOWN):
             found.append(code)

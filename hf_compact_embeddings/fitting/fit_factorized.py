@@ -8,7 +8,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ..modeling.errors import CompactConfigError, config_error
+from ..modeling.errors import CompactConfigError
 from ..modeling.structure_factorized import FactorizedConfig, FactorizedEmbedding
 from .autoencoder import PAPER_PRESET, AutoencoderOptions, fit_autoencoder
 from .factorization import Factors, fit_svd, quantise_rows, row_chunks, with_row_norms
@@ -25,9 +25,7 @@ def fit_factorized(options: FactorizedConfig, source: FitSource) -> FactorizedEm
     weights = source.row_weights(options.frequency_power)
     table, back = source.table, None
     if options.metric == "sensitivity":
-        if source.metric is None:
-            raise config_error("metric", options.metric, "it needs `texts` and a `tokenizer`")
-        root, back = (matrix.float() for matrix in metric_roots(source.metric, table.shape[1]))
+        root, back = (matrix.float() for matrix in metric_roots(source.metric_for("sensitivity"), table.shape[1]))
         table = torch.empty_like(table, dtype=torch.float32)
         for rows, chunk in row_chunks(source.table):
             torch.matmul(chunk, root.to(chunk.device), out=table[rows])

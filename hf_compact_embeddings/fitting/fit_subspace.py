@@ -63,7 +63,7 @@ def _cluster(structure: SubspaceEmbedding, source: FitSource, weights: Tensor | 
     matrix = source.table
     if options.features == "contextual":
         if source.features is None:
-            raise config_error("features", options.features, "contextual states need `texts` and a `tokenizer`")
+            raise config_error("features", options.features, "contextual states need a `tokenizer`")
         matrix = source.features
     if count > matrix.shape[1]:
         raise config_error("num_subspaces", count, f"the features are {matrix.shape[1]} wide")

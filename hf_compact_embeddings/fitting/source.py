@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..modeling.errors import CompactConfigError
+from ..modeling.errors import CompactConfigError, config_error
 from .reproducible import total
 
 
@@ -66,6 +66,12 @@ class FitSource:
                 raise CompactConfigError("`token_counts` must be finite and not negative.")
         if self.features is not None and self.features.shape[0] != rows:
             raise CompactConfigError(f"`features` has {self.features.shape[0]:,} rows, the table {rows:,}.")
+
+    def metric_for(self, option: str) -> Tensor | None:
+        """Return the metric of an option: none for "plain", what there is for "auto"; "sensitivity" must be had."""
+        if option == "sensitivity" and self.metric is None:
+            raise config_error("metric", option, "it needs a `tokenizer`, and a model that reads its tokens alone")
+        return None if option == "plain" else self.metric
 
     def row_weights(self, power: float) -> Tensor | None:
         """Return what each row weighs (V,): (count + 1)^power for each row that it stands for, 0 for private rows.

@@ -7,7 +7,6 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from ..modeling.errors import config_error
 from ..modeling.tiered import TieredConfig
 from .methods import Need
 from .principal_axes import PrincipalAxes, principal_axes
@@ -35,9 +34,7 @@ def table_weights(options: TieredConfig, source: FitSource) -> TableWeights:
 
 def weighted_axes(options: TieredConfig, source: FitSource, weights: TableWeights) -> PrincipalAxes:
     """Return the principal axes in the metric that was asked for, or, by itself, the best that is known."""
-    if options.metric == "sensitivity" and source.metric is None:
-        raise config_error("metric", options.metric, "it needs a `tokenizer`, and a model that reads its tokens alone")
-    return principal_axes(source.table, weights.axes, None if options.metric == "plain" else source.metric)
+    return principal_axes(source.table, weights.axes, source.metric_for(options.metric))
 
 
 def tiered_needs(options: TieredConfig) -> frozenset[Need]:

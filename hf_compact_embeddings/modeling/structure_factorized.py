@@ -53,7 +53,7 @@ class FactorizedConfig(StructureConfig):
         int8_codes: store codes in 8 bits, with a float16 scale a row; they are then not trained.
         frequency_power: tokens weigh (count + 1)^power in the fit, where counts are known.
         metric: what an error costs: "plain", its squared length; "sensitivity", how far it moves what the model gives
-            over `texts`: the scores of a head that is tied to the table, or else the states. With such a head it keeps
+            over texts: the scores of a head that is tied to the table, or else the states. With such a head it keeps
             the model's predictions, at the cost of what is later fine-tuned without the head.
         trainable: what later training changes: "all", "decoder" or "none".
     """

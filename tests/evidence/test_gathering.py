@@ -88,7 +88,7 @@ def test_a_tokenizer_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         source = evidence.fit_source({"counts", "sensitivity", "contextual_states"})
         assert torch.equal(source.counts, counts_from_tokenizer(tiny_tokenizer(), VOCABULARY)), "no language has them"
         assert source.metric is not None and source.features is not None
-        assert evidence.description() == (
+        assert evidence.in_words({"counts", "sensitivity", "contextual_states"}) == (
             "token frequencies as far as the tokenizer tells, sensitivity to errors, read from texts made for it, "
             "contextual states, read from texts made for it, the special tokens"
         )
@@ -97,6 +97,16 @@ def test_a_tokenizer_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         other = evidence_of(architecture, tokenizer=tiny_tokenizer(), seed=2).fit_source({"sensitivity"})
         assert not torch.equal(other.metric, source.metric), "the seed reaches the texts"
     assert evidence_of(tokenizer=tiny_tokenizer(), token_counts="uniform").fit_source().counts is None
+
+
+def test_what_a_plan_has_read_is_not_what_the_fit_was_told() -> None:
+    given = {"tokenizer": tiny_tokenizer(), "texts": TEXTS}
+    planned = hce.compress(tiny_model("bert"), bits_per_weight=8.0, num_subspaces=4, **given)
+    assert planned.compact_embedding.options.method == "subspace"
+    told = "tokens counted in texts, the special tokens"
+    assert planned.config.compact_source["evidence"] == hce.inspect(planned).evidence == told
+    scalar = hce.compress(tiny_model("bert"), "scalar", **given)
+    assert scalar.config.compact_source["evidence"] == "the special tokens"
 
 
 def test_where_counts_come_from(monkeypatch: pytest.MonkeyPatch) -> None:

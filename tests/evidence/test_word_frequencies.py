@@ -66,7 +66,7 @@ def test_languages_are_those_of_the_vocabulary() -> None:
 
 def test_a_language_that_nobody_knows() -> None:
     with pytest.raises(hce.CompactConfigError, match="`languages` names 'xx'; there are word frequencies of ar, bg"):
-        languages_for(tiny_tokenizer(), ["xx"])
+        hce.compress(tiny_model("bert"), "scalar", tokenizer=tiny_tokenizer(), languages=["xx"])
     assert len(known_languages()) > 40
 
 

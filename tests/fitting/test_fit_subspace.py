@@ -171,7 +171,7 @@ def test_too_few_rows_for_the_codebook() -> None:
 
 
 def test_contextual_features_must_be_given() -> None:
-    with pytest.raises(CompactConfigError, match="`features` is 'contextual'.*`texts` and a `tokenizer`"):
+    with pytest.raises(CompactConfigError, match="`features` is 'contextual'.*need a `tokenizer`"):
         fit(table(), features="contextual")
 
 
