@@ -27,6 +27,7 @@ FLOORS = (
     ("version", "modeling"),
     ("registration", "kernels", "fitting", "model_outputs", "checkpoints"),
     ("evidence",),
+    ("judging",),
     ("planning",),
     ("compression",),
     ("finetuning",),

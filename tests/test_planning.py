@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings import planning
+from hf_compact_embeddings import judging, planning
 from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of
 
@@ -68,7 +68,7 @@ def full_fit(model: PreTrainedModel, found: planning.Plan, counts: Tensor | None
 def test_bytes_errors_and_order_are_those_of_full_fits(
     table: Tensor, counts: Tensor, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "_SAMPLE_ROWS", 1000)
+    monkeypatch.setattr(judging, "_FITTED_ROWS", 1000)
     model, given = model_with(table), counts if weighted else None
     plans = hce.plan(model, ratio=16, token_counts=given)
     assert len(plans) >= 3
@@ -85,11 +85,11 @@ def test_bytes_errors_and_order_are_those_of_full_fits(
 
 def test_half_of_a_sample_is_a_sample_and_the_heaviest_rows_are_in_it() -> None:
     weights = torch.rand(5000, generator=torch.Generator().manual_seed(0)) ** 8
-    ids, multiplicity = planning._draw(weights, 100_000 // 20, seed=1)
+    ids, multiplicity = judging._draw(weights, 5000, seed=1, most=8192)
     assert len(ids) == 5000 and bool((multiplicity == 1).all())
     weights = weights.repeat(4)
-    ids, multiplicity = planning._draw(weights, 20_000, seed=1)
-    assert len(ids.unique()) == len(ids) == planning._SAMPLE_ROWS
+    ids, multiplicity = judging._draw(weights, 20_000, seed=1, most=8192)
+    assert len(ids.unique()) == len(ids) == 8192
     assert weights.topk(1000).values.min() <= weights[ids].topk(1000).values.min(), "nothing heavy is left out"
     for part in (slice(None), slice(len(ids) // 2)):
         share = float((weights[ids[part]] * multiplicity[part]).sum() / weights.sum())
@@ -100,13 +100,13 @@ def test_half_of_a_sample_is_a_sample_and_the_heaviest_rows_are_in_it() -> None:
 def test_one_row_that_weighs_nearly_everything_does_not_break_the_prediction(
     table: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "_SAMPLE_ROWS", 1000)
+    monkeypatch.setattr(judging, "_FITTED_ROWS", 1000)
     model = model_with(table)
     for heavy in (0, 1, 2, 3):  # in either half of the sample
         counts = torch.ones(ROWS).index_fill(0, torch.tensor([heavy]), 1e7)
-        sample = planning._Sample(FitSource(model.get_input_embeddings().weight.detach(), counts=counts))
+        judge = judging.Judge(FitSource(model.get_input_embeddings().weight.detach(), counts=counts), TABLE_BYTES)
         config = hce.SubspaceConfig(num_subspaces=4, codebook_size=16)
-        predicted = sample.predict(method_of(config), config)[1]
+        ((_, _, predicted, _),) = judge.judged([(method_of(config), config)])
         found = full_fit(model, planning.Plan(config, 0, 1.0, 0.0, 0.0, 0.0, None), counts)[1]
         assert 0 <= predicted < 1 and predicted == pytest.approx(found, abs=0.05)
 
@@ -116,7 +116,7 @@ def test_one_row_that_weighs_nearly_everything_does_not_break_the_prediction(
     [(2, 4, 8, 0.5), (2, 4, 4, 0.0), (2, 2, 8, 0.0), (4, 2, 8, 0.0), (3.9, 4, 8, 1.0)],
 )
 def test_errors_grow_by_no_more_than_they_did(half: float, whole: float, rows: float, share: float) -> None:
-    assert planning._share_to_come(1 / half, 1 / whole, 1 / rows) == pytest.approx(share)
+    assert judging._share_to_come(1 / half, 1 / whole, 1 / rows) == pytest.approx(share)
 
 
 def test_the_bound_is_below_every_candidate_without_weights(table: Tensor) -> None:
@@ -264,5 +264,4 @@ def test_the_ratio_is_a_floor_at_any_width(width: int) -> None:
             predict = method_of(config).predict
             assert predict is not None
             source = FitSource(table, max_bytes=options["max_bytes"])
-            counted, _ = predict(config, source, torch.arange(10))
-            assert counted == structure.nbytes
+            assert predict(config, source).bytes == structure.nbytes

@@ -149,8 +149,8 @@ def predict_rows(config: hce.StructureConfig, table: Tensor, coded: Tensor, **ev
     if method.predict is None:
         raise SystemExit(f"{config.method} cannot code a sample of a table")
     budget = config.budget(*table.shape)
-    num_bytes, structure = method.predict(config, FitSource(table, max_bytes=budget, **evidence), coded)
-    return num_bytes, structure.dense().detach()
+    found = method.predict(config, FitSource(table, max_bytes=budget, **evidence))
+    return found.bytes, found.coded(coded).dense().detach()
 
 
 def kept_exactly(config: hce.StructureConfig, count: int) -> hce.StructureConfig:

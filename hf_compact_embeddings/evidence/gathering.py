@@ -59,6 +59,7 @@ class Evidence:
         asked_languages: whose words stand for texts; None: all that the vocabulary shows.
         seed: of all random choices.
         device: where to fit.
+        findings: what fits find on their way, for the next ones.
     """
 
     model: PreTrainedModel
@@ -70,6 +71,12 @@ class Evidence:
     asked_languages: list[str] | None
     seed: int
     device: torch.device
+    findings: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """The rows of the table (V, D)."""
+        return self.table.module.weight.detach()
 
     @cached_property
     def counts(self) -> Tensor | None:
@@ -180,7 +187,7 @@ class Evidence:
             raise CompactConfigError(_UNMET["texts"])
         module = self.table.module
         return FitSource(
-            table=module.weight.detach(),
+            table=self.rows,
             counts=self.counts if "counts" in needs else None,
             features=self.contextual_states if "contextual_states" in needs else None,
             metric=self.sensitivity if "sensitivity" in needs else None,
@@ -191,6 +198,7 @@ class Evidence:
             scale=self.table.scale,
             seed=self.seed,
             device=self.device,
+            findings=self.findings,
         )
 
 

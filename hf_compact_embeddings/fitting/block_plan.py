@@ -52,12 +52,14 @@ class BlockPlan:
         rows: in each tier, the costliest first.
         blocks: that rows of each tier have codes for: the first ones.
         basis_bits: per entry of each axis (r,); empty where axes are stored as they are.
+        distortion: about the weighted error that codes leave, relative to that of coding nothing.
     """
 
     widths: tuple[int, ...]
     rows: tuple[int, ...]
     blocks: tuple[int, ...]
     basis_bits: tuple[int, ...]
+    distortion: float = 1.0
 
 
 def plan_blocks(
@@ -81,11 +83,14 @@ def plan_blocks(
     row_bits = [8 * count + length for count, length in zip(within.blocks, lengths, strict=True)]
     spare = 8 * (max_bytes - count_bytes(within))
     within = dataclasses.replace(within, rows=fill_tiers(within.rows, row_bits, spare))
-    if found.beyond is None or len(found.beyond.rows) >= tiers:
-        return within
-    # Where one more block is too much for all rows, some rows can have it: a tier is left for that.
-    split = planner.split(found.beyond, max_bytes, count_bytes)
-    return within if split is None or planner.gained(split) < planner.gained(within) else split
+    plans = [within]
+    if found.beyond is not None and len(found.beyond.rows) < tiers:
+        # Where one more block is too much for all rows, some rows can have it: a tier is left for that.
+        split = planner.split(found.beyond, max_bytes, count_bytes)
+        plans = [within] if split is None else [split, within]
+    # Of equals the split one, which spends more.
+    best = max(plans, key=planner.gained)
+    return dataclasses.replace(best, distortion=1.0 - planner.gained(best) / planner.total)
 
 
 class _Planner:
@@ -104,7 +109,8 @@ class _Planner:
         self.tiers, self.sizes = tiers, sizes
         self.width = self.variances.shape[1]
         self.widest = min(_WIDEST, self.width)
-        self.scale = max(float(self.variances.sum()), 1e-300) / float(self.rows.sum())
+        self.total = max(float(self.variances.sum()), 1e-300)
+        self.scale = self.total / float(self.rows.sum())
         self.gains = code_gains(self.variances, self.widest, math.log2(sizes.entries))
 
     def plan(self, price: float) -> BlockPlan:

@@ -18,7 +18,7 @@ from .tier_plan import CentroidStatistics
 
 # Further axes hold little of what rows have in common: centroids fitted to them would be fitted to single rows.
 _AXES = 64
-_ITERATIONS = 20
+_ITERATIONS = 8
 _ROUNDS = 12
 _CHUNK = 8192
 # Of rows to centroids: 2^22 float32 values are 16 MB.
@@ -46,6 +46,12 @@ class Clusters:
         """Return the weight of each cluster (K,), float64."""
         return torch.zeros(len(self.points)).double().index_add(0, self.of_row, weights.double())
 
+    def squared_distances(self, points: Tensor) -> Tensor:
+        """Return how far rows (V,) are from their centroids in the first coordinates (V, n), squared; float64."""
+        centroids = self.points[:, : points.shape[1]].float()
+        parts = zip(points.split(_CHUNK), self.of_row.split(_CHUNK), strict=True)
+        return torch.cat([(rows - centroids[mine]).square().sum(1) for rows, mine in parts]).double()
+
     def sizes(self) -> list[int]:
         """Return how many rows each cluster has."""
         return torch.bincount(self.of_row, minlength=len(self.points)).tolist()
@@ -55,30 +61,26 @@ class Clusters:
         return tuple(sorted(code_lengths(self.sizes())))
 
 
-def find_clusters(table: Tensor, axes: PrincipalAxes, count: int, seed: int) -> Clusters | None:
-    """Cluster the rows of a table (V, D) in its principal axes, all of the same weight; None where all are the same."""
-    points = _points(table, axes)
+def find_clusters(points: Tensor, width: int, count: int, seed: int) -> Clusters | None:
+    """Cluster rows by their first coordinates (V, n), all of the same weight; None where all are the same."""
     generator = torch.Generator().manual_seed(seed)
     cpu = torch.device("cpu")
     centroids, of_row = kmeans(points.unsqueeze(1), count, None, generator, _ITERATIONS, cpu, "Clustering rows")
-    return _in_order(of_row.squeeze(1).long(), centroids[0], table.shape[1])
+    return _in_order(of_row.squeeze(1).long(), centroids[0], width)
 
 
-def choose_clusters(
-    clusters: Clusters, table: Tensor, axes: PrincipalAxes, weights: Tensor, price: float
-) -> Clusters | None:
-    """Let rows (V, D) choose among the centroids by error and by codeword length; unused centroids are dropped.
+def choose_clusters(clusters: Clusters, points: Tensor, weights: Tensor, price: float) -> Clusters | None:
+    """Let rows choose among the centroids by error and by codeword length; unused centroids are dropped.
 
     None where all rows end up with the same centroid: then the mean of their tier says as much.
 
     Args:
         clusters: to start from.
-        table: the rows.
-        axes: in which the centroids are.
+        points: the rows' first coordinates (V, n).
         weights: what the squared error of a row costs (V,).
         price: what a bit costs.
     """
-    points, weights = _points(table, axes), weights.float()
+    weights = weights.float()
     of_row, centroids = clusters.of_row, clusters.points[:, : points.shape[1]].float()
     for _ in range(_ROUNDS):
         sizes = torch.bincount(of_row, minlength=len(centroids)).float()
@@ -97,13 +99,13 @@ def choose_clusters(
         centroids = torch.where(mass[:, None] > 0, sums / mass.clamp(min=1e-30)[:, None], centroids)
         if torch.equal(of_row, before):
             break
-    return _in_order(of_row, centroids, table.shape[1])
+    return _in_order(of_row, centroids, clusters.points.shape[1])
 
 
-def _points(table: Tensor, axes: PrincipalAxes) -> Tensor:
-    """Return the coordinates of rows in the first axes."""
-    first = axes.project[:, :_AXES]
-    return torch.cat([((rows.double() - axes.mean) @ first).float() for rows in table.split(_CHUNK)])
+def first_coordinates(table: Tensor, axes: PrincipalAxes) -> Tensor:
+    """Return the coordinates (V, n) of rows (V, D) in the first axes, which are all that clusters see; float32."""
+    mean, first = axes.mean.float(), axes.project[:, :_AXES].float()
+    return torch.cat([(rows.float() - mean) @ first for rows in table.split(_CHUNK)])
 
 
 def _in_order(of_row: Tensor, centroids: Tensor, width: int) -> Clusters | None:

@@ -16,10 +16,10 @@ from .allocation import code_lengths, row_statistics
 from .block_plan import BlockPlan, BlockSizes, plan_blocks
 from .coded_basis import basis_bytes, store_basis
 from .kmeans import assign, kmeans, sample_rows
-from .methods import empty_structure, register_method, stored_bytes
-from .principal_axes import PrincipalAxes, mean_row, row_costs
+from .methods import Prediction, empty_structure, register_method, stored_bytes
+from .principal_axes import PrincipalAxes, mean_row
 from .source import FitSource
-from .weights import TableWeights, table_weights, tiered_needs, weighted_axes
+from .weights import TableWeights, row_energies, table_weights, tiered_needs, weighted_axes
 
 logger = logging.get_logger(__name__)
 
@@ -56,26 +56,36 @@ def fit_blocks(options: BlocksConfig, source: FitSource) -> BlocksEmbedding:
 
 
 @torch.no_grad()
-def predict_blocks(options: BlocksConfig, source: FitSource, ids: Tensor) -> tuple[int, BlocksEmbedding]:
-    """Plan and find codebooks for the whole table, and code the rows `ids` only."""
+def predict_blocks(options: BlocksConfig, source: FitSource) -> Prediction:
+    """Plan for the whole table, and say what that takes and leaves."""
     weights, frame = _framed(options, source)
     width = source.table.shape[1]
-    rows = torch.bincount(frame.tiers[ids], minlength=len(frame.plan.rows)).tolist()
-    sampled = dataclasses.replace(frame, plan=dataclasses.replace(frame.plan, rows=tuple(rows)))
-    structure = _structure_of(options, sampled, FitSource(source.table[ids]))
-    _fill(structure, source, weights, sampled, ids)
-    return stored_bytes(options, _layout(options, frame.plan, width), width), structure
+
+    def coded(ids: Tensor) -> BlocksEmbedding:
+        rows = torch.bincount(frame.tiers[ids], minlength=len(frame.plan.rows)).tolist()
+        sampled = dataclasses.replace(frame, plan=dataclasses.replace(frame.plan, rows=tuple(rows)))
+        structure = _structure_of(options, sampled, FitSource(source.table[ids]))
+        _fill(structure, source, weights, sampled, ids)
+        return structure
+
+    taken = stored_bytes(options, _layout(options, frame.plan, width), width)
+    return Prediction(taken, frame.plan.distortion, coded)
 
 
 def _framed(options: BlocksConfig, source: FitSource) -> tuple[TableWeights, _Frame]:
     """Find axes, blocks and tiers."""
+    return source.once(("frame", options, source.max_bytes), lambda: _find_frame(options, source))
+
+
+def _find_frame(options: BlocksConfig, source: FitSource) -> tuple[TableWeights, _Frame]:
     table = source.table
     rows, width = table.shape
     weights = table_weights(options, source)
     axes = weighted_axes(options, source, weights)
-    order = row_costs(table, weights.bits, axes).argsort(descending=True, stable=True)
+    costs = row_energies(options, source, axes) * weights.bits.double()
+    order = costs.argsort(descending=True, stable=True)
     plan = plan_blocks(
-        row_statistics(table, weights.bits, order, axes.mean, axes.project),
+        row_statistics(table.__getitem__, weights.bits, order, axes),
         options.default_budget(rows, width) if source.max_bytes is None else source.max_bytes,
         options.tiers,
         _sizes(options),
@@ -87,7 +97,7 @@ def _framed(options: BlocksConfig, source: FitSource) -> tuple[TableWeights, _Fr
     means = []
     for tier, ids in enumerate(order.split(list(plan.rows))):
         tiers[ids] = tier
-        means.append(mean_row(table, weights.axes, ids).to(dtype).float())
+        means.append(mean_row(table.__getitem__, weights.axes, ids).to(dtype).float())
     return weights, _Frame(plan, tiers, torch.stack(means), axes)
 
 

@@ -8,6 +8,7 @@ closest to what is left (`trellis`). All of it is written straight into the stru
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -24,13 +25,13 @@ from ..modeling.structure_rotated import (
 )
 from . import trellis
 from .allocation import code_lengths, row_statistics
-from .clusters import Clusters, choose_clusters, find_clusters
+from .clusters import Clusters, choose_clusters, find_clusters, first_coordinates
 from .coded_basis import basis_bytes, store_basis
-from .methods import empty_structure, register_method, stored_bytes
-from .principal_axes import PrincipalAxes, mean_row, row_costs
+from .methods import Prediction, empty_structure, register_method, stored_bytes
+from .principal_axes import PrincipalAxes, mean_row
 from .source import FitSource
 from .tier_plan import TierPlan, plan_tiers
-from .weights import TableWeights, table_weights, tiered_needs, weighted_axes
+from .weights import TableWeights, row_energies, table_weights, tiered_needs, weighted_axes
 
 logger = logging.get_logger(__name__)
 
@@ -60,50 +61,81 @@ class _Frame:
     clusters: Clusters | None
 
 
+class _Rest:
+    """Rows of a table (V, D) less their centroids (K, D), read some at a time: a table as large is never made."""
+
+    def __init__(self, table: Tensor, centroids: Tensor | None, clusters: Clusters | None) -> None:
+        self.table, self.clusters = table, clusters
+        self.centroids = None if centroids is None else centroids.float()
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Return what is left of rows (n, D)."""
+        rows = self.table[ids].float()
+        if self.clusters is None or self.centroids is None:
+            return rows
+        return rows - self.centroids[self.clusters.of_row[ids]]
+
+
 def fit_rotated(options: RotatedConfig, source: FitSource) -> RotatedEmbedding:
     """Fit to a dense table."""
     return _coded(options, source, _framed(options, source), None)
 
 
 @torch.no_grad()
-def predict_rotated(options: RotatedConfig, source: FitSource, ids: Tensor) -> tuple[int, RotatedEmbedding]:
-    """Plan for the whole table, and code the rows `ids` only."""
+def predict_rotated(options: RotatedConfig, source: FitSource) -> Prediction:
+    """Plan for the whole table, and say what that takes and leaves."""
     frame = _framed(options, source)
     width = source.table.shape[1]
-    return stored_bytes(options, _layout(options, frame.plan, frame.clusters, width), width), _coded(
-        options, source, frame, ids
-    )
+    taken = stored_bytes(options, _layout(options, frame.plan, frame.clusters, width), width)
+    return Prediction(taken, frame.plan.distortion, lambda ids: _coded(options, source, frame, ids))
 
 
 def _framed(options: RotatedConfig, source: FitSource) -> _Frame:
     """Find axes, the clusters at the price that bits have there, and where bits go."""
+    return source.once(("frame", options, source.max_bytes), lambda: _find_frame(options, source))
+
+
+def _find_frame(options: RotatedConfig, source: FitSource) -> _Frame:
     weights = table_weights(options, source)
     axes = weighted_axes(options, source, weights)
+    energies = row_energies(options, source, axes)
     count = options.most_clusters(len(source.table))
-    clusters = find_clusters(source.table, axes, count, source.seed) if count else None
-    order, plan, worth = _planned(options, source, weights, axes, clusters)
-    for _ in range(_ROUNDS_OF_CLUSTERS):
-        if clusters is not None:
-            clusters = choose_clusters(clusters, source.table, axes, worth, _SHARE_OF_PRICE * plan.price)
-            order, plan, worth = _planned(options, source, weights, axes, clusters)
+    if not count:
+        order, plan, _ = _planned(options, source, weights, axes, None, energies)
+        return _Frame(weights, axes, order, plan, None)
+    points = first_coordinates(source.table, axes)
+    clusters = find_clusters(points, source.table.shape[1], count, source.seed)
+    # On all other axes centroids lie at the mean.
+    beyond = (energies - points.square().sum(1).double()).clamp(min=0.0)
+    for left in reversed(range(1 + _ROUNDS_OF_CLUSTERS)):
+        apart = energies if clusters is None else beyond + clusters.squared_distances(points)
+        order, plan, worth = _planned(options, source, weights, axes, clusters, apart)
+        if clusters is None or not left:
+            break
+        clusters = choose_clusters(clusters, points, worth, _SHARE_OF_PRICE * plan.price)
     return _Frame(weights, axes, order, plan, clusters)
 
 
 def _planned(
-    options: RotatedConfig, source: FitSource, weights: TableWeights, axes: PrincipalAxes, clusters: Clusters | None
+    options: RotatedConfig,
+    source: FitSource,
+    weights: TableWeights,
+    axes: PrincipalAxes,
+    clusters: Clusters | None,
+    energies: Tensor,
 ) -> tuple[Tensor, TierPlan, Tensor]:
     """Return the rows (V,), the costliest first, and where bits go: both by how far rows are from their centroids.
 
     Beside it, what an error of each row's centroid costs (V,): rows with bits of their own make up for it with a few
     more of them, and so all weigh as the first row without.
     """
-    table = source.table
-    rows, width = table.shape
-    rest = table if clusters is None else table - (clusters.points @ axes.basis).to(table)[clusters.of_row]
-    costs = row_costs(rest, weights.bits, axes)
+    rows, width = source.table.shape
+    read = _Rest(source.table, None if clusters is None else clusters.points @ axes.basis, clusters)
+    # Rows that are their own centroid cost nothing, and still must be compared.
+    costs = (energies * weights.bits.double()).clamp(min=1e-300)
     order = costs.argsort(descending=True, stable=True)
     plan = plan_tiers(
-        row_statistics(rest, weights.bits, order, axes.mean, axes.project),
+        row_statistics(read, weights.bits, order, axes),
         options.default_budget(rows, width) if source.max_bytes is None else source.max_bytes,
         options.tiers,
         options.float_bytes,
@@ -112,7 +144,7 @@ def _planned(
     )
     served = sum(size for size, bits in zip(plan.sizes, plan.bits, strict=True) if any(bits))
     most = costs[order[min(served, len(order) - 1)]]
-    return order, plan, weights.bits * (most / costs.clamp(min=1e-300)).clamp(max=1.0)
+    return order, plan, weights.bits * (most / costs).clamp(max=1.0)
 
 
 def _layout(options: RotatedConfig, plan: TierPlan, clusters: Clusters | None, width: int) -> RotatedLayout:
@@ -153,11 +185,11 @@ def _coded(options: RotatedConfig, source: FitSource, frame: _Frame, only: Tenso
     structure: RotatedEmbedding = empty_structure(options, part, _layout(options, plan, stored, table.shape[1]))
     store_basis(structure, frame.axes.basis[: len(plan.basis_bits)], plan.basis_bits)
     analysis = frame.axes.projection_to(structure.axes())
-    rest = table
+    rest = _Rest(table, None, None)
     if clusters is not None and stored is not None:
         _store_clusters(structure, stored, clusters.weights(frame.weights.axes), frame.axes.basis, analysis, plan)
         # What coding the centroids has cost is left to the rows.
-        rest = table - (structure.centroids() @ structure.axes()).to(table)[clusters.of_row]
+        rest = _Rest(table, structure.centroids() @ structure.axes(), clusters)
     bits = torch.tensor(plan.bits, dtype=torch.uint8).view(len(members), -1)
     tiers, codes = torch.empty(len(table), dtype=torch.int64), []
     structure.gains.zero_()
@@ -166,7 +198,7 @@ def _coded(options: RotatedConfig, source: FitSource, frame: _Frame, only: Tenso
         mean = _rounded(mean_row(rest, frame.weights.axes, ids), options)
         structure.means[tier] = mean
         window = structure.layout.tier_window_bits[tier]
-        found, gains = _encode_rows(rest[ids], frame.weights.axes[ids], mean, analysis, bits[tier], window)
+        found, gains = _encode_rows(rest, ids, frame.weights.axes[ids], mean, analysis, bits[tier], window)
         codes.append(found)
         structure.gains[tier] = _rounded(gains, options)
         logger.info("Tier %d: %d rows of %d bits.", tier, len(ids), int(bits[tier].sum()))
@@ -185,39 +217,47 @@ def _store_clusters(
     """Code the centroids like the rows of a tier without a mean, on the basis as it is stored."""
     centroids, bits = clusters.points @ axes, torch.tensor(plan.cluster_bits, dtype=torch.uint8)
     none = torch.zeros(centroids.shape[1])
-    codes, gains = _encode_rows(centroids, weights, none, analysis, bits, structure.layout.cluster_window_bits)
+    window, every = structure.layout.cluster_window_bits, torch.arange(len(centroids))
+    codes, gains = _encode_rows(centroids.__getitem__, every, weights, none, analysis, bits, window)
     structure.set_clusters(clusters.of_row, codes, bits, _rounded(gains, structure.options))
 
 
 def _encode_rows(
-    rows: Tensor, weights: Tensor, mean: Tensor, analysis: Tensor, bits: Tensor, window: int
+    read: Callable[[Tensor], Tensor],
+    ids: Tensor,
+    weights: Tensor,
+    mean: Tensor,
+    analysis: Tensor,
+    bits: Tensor,
+    window: int,
 ) -> tuple[Tensor, Tensor]:
-    """Code rows (n, D) of one tier around their mean; returns the codes (n, bytes) and the gains (r,)."""
+    """Code the rows that `read` gives for ids (n,) around their mean; returns codes (n, bytes) and gains (r,)."""
     gains = torch.zeros(len(bits), dtype=torch.float64)
     axes, counts = RingOrder.of(bits)
     if not counts:
-        return torch.empty(len(rows), 0, dtype=torch.uint8), gains
+        return torch.empty(len(ids), 0, dtype=torch.uint8), gains
     weight = weights.double()
     weight = weight / weight.sum().clamp(min=1e-30)
-    columns = analysis[:, axes]
+    columns, centre = analysis[:, axes].float(), mean.float()
 
-    def points(start: int) -> Tensor:
-        return (rows[start : start + _CHUNK].double() - mean) @ columns
+    def points(chosen: Tensor) -> Tensor:
+        return (read(chosen).float() - centre) @ columns
 
-    starts = range(0, len(rows), _CHUNK)
-    second = sum((weight[s : s + _CHUNK] @ points(s).square() for s in starts), torch.zeros(len(axes)))
+    # The values of a tier need no more than about the right size: their gains are found after the codes.
+    some = slice(None, None, -(-len(ids) // _CHUNK))
+    second = weight[some] @ points(ids[some]).double().square() / weight[some].sum().clamp(min=1e-30)
     scale = second.sqrt().clamp(min=1e-30) * trellis.spread(counts)
     codes = []
     cross, power = torch.zeros(len(axes)).double(), torch.zeros(len(axes)).double()
-    for start in starts:
-        chunk, chunk_weight = points(start), weight[start : start + _CHUNK]
-        codes.append(trellis.encode(chunk.float(), counts, scale.float(), window))
-        read = trellis.decode(codes[-1], counts, window).double()
-        cross += chunk_weight @ (read * chunk)
-        power += chunk_weight @ read.square()
+    for chunk_ids, chunk_weight in zip(ids.split(_CHUNK), weight.split(_CHUNK), strict=True):
+        chunk = points(chunk_ids)
+        codes.append(trellis.encode(chunk, counts, scale.float(), window))
+        values = trellis.decode(codes[-1], counts, window)
+        cross += chunk_weight @ (values * chunk).double()
+        power += chunk_weight @ values.double().square()
     # The least-squares gain of the values that were chosen.
     gains[axes] = cross / power.clamp(min=1e-30)
-    return torch.cat(codes) if codes else torch.empty(0, sum(counts) // 8, dtype=torch.uint8), gains
+    return torch.cat(codes), gains
 
 
 def _rounded(values: Tensor, options: RotatedConfig) -> Tensor:

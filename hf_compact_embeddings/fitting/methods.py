@@ -20,6 +20,21 @@ NEEDS: tuple[Need, ...] = ("counts", "texts", "token_strings", "contextual_state
 
 
 @dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What is known of a fit before any row is coded.
+
+    Attributes:
+        bytes: that it takes.
+        expected_error: what it leaves by the cost model, relative to coding nothing, rows weighing as in the fit.
+        coded: from sorted ids (n,) to a structure of these rows as the whole fit would code them.
+    """
+
+    bytes: int
+    expected_error: float
+    coded: Callable[[Tensor], CompactEmbedding]
+
+
+@dataclasses.dataclass(frozen=True)
 class Method:
     """A method, whole.
 
@@ -28,15 +43,15 @@ class Method:
         fit: from options and a source to a structure.
         needs: from options to what their fit reads beside the table.
         candidates: from rows, width and bytes to the options that are worth trying for a table of that size.
-        predict: from options, a source and sorted ids (n,): the bytes of a full fit, and a structure of these rows as
-            it would code them. Without it `plan()` fits to a sample.
+        predict: from options and a source to what is known of the fit before any row is coded. Without it `plan()`
+            fits to a sample.
     """
 
     structure: type[CompactEmbedding]
     fit: Callable[[Any, FitSource], CompactEmbedding]
     needs: Callable[[Any], frozenset[Need]]
     candidates: Callable[[int, int, int], list[Any]]
-    predict: Callable[[Any, FitSource, Tensor], tuple[int, CompactEmbedding]] | None = None
+    predict: Callable[[Any, FitSource], Prediction] | None = None
 
     @property
     def name(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -43,15 +44,14 @@ def principal_axes(table: Tensor, weights: Tensor, metric: Tensor | None = None)
     return PrincipalAxes(mean=mean, root=root, project=root @ directions, basis=directions.T @ inverse)
 
 
-def row_costs(table: Tensor, weights: Tensor, axes: PrincipalAxes) -> Tensor:
-    """Return what it costs to leave each row (V,) at the mean."""
-    energy = [((rows.double() - axes.mean) @ axes.root).square().sum(1) for rows in table.split(_CHUNK)]
-    return torch.cat(energy) * weights.double()
+def energies(table: Tensor, axes: PrincipalAxes) -> Tensor:
+    """Return the squared distance (V,) of each row (V, D) from the mean, in the metric of the axes; float64."""
+    mean, root = axes.mean.float(), axes.root.float()
+    return torch.cat([((rows.float() - mean) @ root).square().sum(1) for rows in table.split(_CHUNK)]).double()
 
 
-def mean_row(table: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
-    """Return the weighted mean (D,) of some rows, float64."""
-    total = torch.zeros(table.shape[1], dtype=torch.float64)
-    for chunk in ids.split(_CHUNK):
-        total += weights[chunk].double() @ table[chunk].double()
-    return total / weights[ids].double().sum().clamp(min=1e-30)
+def mean_row(read: Callable[[Tensor], Tensor], weights: Tensor, ids: Tensor) -> Tensor:
+    """Return the weighted mean (D,) of the rows that `read` gives for ids, float64."""
+    weight = weights[ids].double()
+    parts = [part @ read(chunk).double() for part, chunk in zip(weight.split(_CHUNK), ids.split(_CHUNK), strict=True)]
+    return torch.stack(parts).sum(0) / weight.sum().clamp(min=1e-30)

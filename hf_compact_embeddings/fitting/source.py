@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..modeling.errors import CompactConfigError, config_error
 from .reproducible import total
+
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +33,7 @@ class FitSource:
         max_bytes: what may be spent on all but the private rows, or None for no limit.
         seed: of all random choices.
         device: where to compute.
+        findings: what several fits to this table find alike, with what it was found from; see `once`.
     """
 
     table: Tensor
@@ -45,6 +49,7 @@ class FitSource:
     max_bytes: int | None = None
     seed: int = 0
     device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+    findings: dict[Hashable, tuple[tuple[Any, ...], Any]] = dataclasses.field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         """Check the table and that the rest fits to it."""
@@ -73,6 +78,17 @@ class FitSource:
             raise config_error("metric", option, "it needs a `tokenizer`, and a model that reads its tokens alone")
         return None if option == "plain" else self.metric
 
+    def once(self, name: Hashable, find: Callable[[], _T]) -> _T:
+        """Return what `find` gives; it is asked once by all fits that start from the same.
+
+        `plan()` frames many candidates for one table, and the best of them is then fitted: they share axes and more.
+        """
+        start = (self.table, self.counts, self.multiplicity, self.metric, self.private_ids, self.tied, self.seed)
+        known = self.findings.get(name)
+        if known is None or not all(map(_is_same, known[0], start)):
+            self.findings[name] = known = (start, find())
+        return known[1]
+
     def row_weights(self, power: float) -> Tensor | None:
         """Return what each row weighs (V,): (count + 1)^power for each row that it stands for, 0 for private rows.
 
@@ -89,3 +105,10 @@ class FitSource:
             weights *= self.multiplicity
         weights[self.private_ids] = 0.0
         return weights / (float(total(weights)) / rows)
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two things that a fit starts from are the same."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one is other or torch.equal(one, other)
+    return type(one) is type(other) and one == other

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..modeling.tiered import TieredConfig
 from .methods import Need
-from .principal_axes import PrincipalAxes, principal_axes
+from .principal_axes import PrincipalAxes, energies, principal_axes
 from .source import FitSource
 
 # Powers of the token frequency for bits and for axes, with and without an output head that scores through the table.
@@ -34,7 +34,18 @@ def table_weights(options: TieredConfig, source: FitSource) -> TableWeights:
 
 def weighted_axes(options: TieredConfig, source: FitSource, weights: TableWeights) -> PrincipalAxes:
     """Return the principal axes in the metric that was asked for, or, by itself, the best that is known."""
-    return principal_axes(source.table, weights.axes, source.metric_for(options.metric))
+    metric = source.metric_for(options.metric)
+    return source.once(("axes", *_asked(options)), lambda: principal_axes(source.table, weights.axes, metric))
+
+
+def row_energies(options: TieredConfig, source: FitSource, axes: PrincipalAxes) -> Tensor:
+    """Return how far each row (V,) is from the mean on these axes, squared."""
+    return source.once(("energies", *_asked(options)), lambda: energies(source.table, axes))
+
+
+def _asked(options: TieredConfig) -> tuple[object, ...]:
+    """Return the options that axes depend on."""
+    return options.frequency_power, options.axis_power, options.metric
 
 
 def tiered_needs(options: TieredConfig) -> frozenset[Need]:

@@ -16,7 +16,7 @@ from hf_compact_embeddings.fitting.block_plan import BlockPlan, BlockSizes, code
 from hf_compact_embeddings.fitting.block_plan import plan_blocks as plan_within
 from hf_compact_embeddings.fitting.fit_blocks import _candidates, _layout
 from hf_compact_embeddings.fitting.methods import stored_bytes
-from hf_compact_embeddings.fitting.principal_axes import principal_axes, row_costs
+from hf_compact_embeddings.fitting.principal_axes import energies, principal_axes
 from hf_compact_embeddings.fitting.spectrum import gap_db
 from hf_compact_embeddings.modeling.errors import CheckpointError, CompactConfigError
 from hf_compact_embeddings.modeling.structure_blocks import BlocksEmbedding
@@ -43,8 +43,8 @@ def error(table: torch.Tensor, structure: BlocksEmbedding, weights: torch.Tensor
 def statistics(table: torch.Tensor, weights: torch.Tensor | None = None) -> RowStatistics:
     weights = torch.ones(len(table)) if weights is None else weights
     axes = principal_axes(table, weights)
-    order = row_costs(table, weights, axes).argsort(descending=True, stable=True)
-    return row_statistics(table, weights, order, axes.mean, axes.project)
+    order = (energies(table, axes) * weights).argsort(descending=True, stable=True)
+    return row_statistics(table.__getitem__, weights, order, axes)
 
 
 def bytes_of(plan: BlockPlan) -> int:
@@ -155,10 +155,10 @@ def test_a_prediction_is_the_full_fit() -> None:
     ids = torch.arange(5, ROWS, 7)
     predict = method_of(config).predict
     assert predict is not None
-    size, sample = predict(config, dataclasses.replace(source, max_bytes=16_000), ids)
+    found = predict(config, dataclasses.replace(source, max_bytes=16_000))
     full = fit_structure(config, source)
-    assert size == full.nbytes
-    torch.testing.assert_close(sample.dense(), full.dense()[ids])
+    assert found.bytes == full.nbytes
+    torch.testing.assert_close(found.coded(ids).dense(), full.dense()[ids])
 
 
 def test_scores_follow_rows_through_tiers() -> None:
