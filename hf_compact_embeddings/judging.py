@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -27,9 +27,16 @@ _FIRST_LOOK = 4
 _HOPELESS, _HOPELESS_BY_MODEL = 10**0.1, 10**0.4
 _HEAD_TRIALS = 5
 
-Candidate = tuple[Method, StructureConfig]
-# Options, bytes, the expected error, and what scoring costs.
-Judged = tuple[StructureConfig, int, float, float | None]
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """A candidate, and what was found of it; see `Plan`."""
+
+    config: StructureConfig
+    bytes: int
+    error: float
+    head_cost: float | None = None
+    rough: bool = False
 
 
 class Judge:
@@ -60,9 +67,8 @@ class Judge:
         # Fits weigh by about the root of the counts.
         self.effective_rows = _effective_rows(weights.double().sqrt())
 
-    def judged(self, candidates: Iterable[Candidate]) -> Iterator[Judged]:
+    def judged(self, candidates: Sequence[tuple[Method, StructureConfig]]) -> Iterator[Judged]:
         """Yield those candidates that keep the budget: first those that plan for themselves, the likeliest first."""
-        candidates = list(candidates)
         with tqdm(total=len(candidates), desc="Planning", unit="candidate", leave=False, delay=1.0) as progress:
             foreseen = [
                 (config, self._foreseen(method, config)) for method, config in candidates if method.predict is not None
@@ -73,17 +79,18 @@ class Judge:
                 progress.update()
                 # Options that were asked for may need more than what the candidate was made for.
                 if prediction.bytes <= self.budget:
-                    yield (judged := self._tried(config, prediction, foreseen[0][1], least))
-                    least = judged[2] if least is None else min(least, judged[2])
+                    judged = self._tried(config, prediction, foreseen[0][1], least)
+                    least = judged.error if least is None else min(least, judged.error)
+                    yield judged
             for method, config in candidates:
                 if method.predict is not None:
                     continue
                 progress.update()
                 size = self._stored(method, config)
                 if size <= self.budget:
-                    error, cost = self._fitted(config, least)
-                    least = error if least is None else min(least, error)
-                    yield config, size, error, cost
+                    judged = self._fitted(config, size, least)
+                    least = judged.error if least is None else min(least, judged.error)
+                    yield judged
 
     def _foreseen(self, method: Method, config: StructureConfig) -> Prediction:
         """Let a method plan within what rows that are kept exactly leave of a budget; the result counts them in."""
@@ -102,11 +109,11 @@ class Judge:
         """Code some rows by a method's own plan; what the likeliest candidate left tells of one without a chance."""
         share = prediction.expected_error / max(likeliest.expected_error, 1e-300)
         if least is not None and share > _HOPELESS_BY_MODEL and not self.source.tied:
-            return config, prediction.bytes, min(1.0, least * share), None
+            return Judged(config, prediction.bytes, min(1.0, least * share), rough=True)
         ids, position = self.coded.ids.sort()
         structure = prediction.coded(ids)
         error = self.coded.relative_error(structure.dense()[position.argsort()])
-        return config, prediction.bytes, error, self._head_cost(structure)
+        return Judged(config, prediction.bytes, error, self._head_cost(structure))
 
     def _stored(self, method: Method, config: StructureConfig) -> int:
         rows, width = self.source.table.shape
@@ -114,8 +121,8 @@ class Judge:
         return stored_bytes(config, layout, width) + config.private_rows * private_row_bytes(config, width)
 
     @torch.no_grad()
-    def _fitted(self, config: StructureConfig, least: float | None) -> tuple[float, float | None]:
-        """Return the error to expect and the cost of scoring, from fits to a sample.
+    def _fitted(self, config: StructureConfig, taken: int, least: float | None) -> Judged:
+        """Fit to a sample, and work out what a fit to the whole table would leave.
 
         The more rows share the same tables, the worse they are served. So a fit to few rows that leaves far more than
         the least error so far is enough.
@@ -126,9 +133,9 @@ class Judge:
             with contextlib.suppress(CompactConfigError):
                 error, least_error, _ = self._extrapolated(config, size // _FIRST_LOOK)
                 if least_error > _HOPELESS * least:
-                    return error, None
+                    return Judged(config, taken, error, rough=True)
         error, _, structure = self._extrapolated(config, size)
-        return error, self._head_cost(structure)
+        return Judged(config, taken, error, self._head_cost(structure))
 
     def _extrapolated(self, config: StructureConfig, size: int) -> tuple[float, float, CompactEmbedding]:
         """Return the error to expect for the whole table, that of a fit to `size` rows of the sample, and that fit.

@@ -30,7 +30,8 @@ class Plan:
         bytes: what it takes, exactly, rows kept exactly included.
         ratio: dense over compact bytes.
         predicted_error: the relative MSE that a full fit is expected to leave, weighted by token frequency
-            where counts are known. Of candidates that cannot be the best one, a rough guess.
+            where counts are known.
+        rough: whether that is only a guess, since the candidate was seen early to be no match for the best one.
         bound: the relative MSE that a Gaussian source allows at this rate.
         gap_db: predicted_error over bound, in decibels.
         head_cost: time to score one hidden state against all tokens, over that of a dense head, measured here on a
@@ -44,6 +45,7 @@ class Plan:
     bound: float
     gap_db: float
     head_cost: float | None
+    rough: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON."""
@@ -131,9 +133,10 @@ def plan_for(
         tied = source.tied
     judge = Judge(dataclasses.replace(source, tied=bool(tied)), budget)
     plans = []
-    for config, size, error, cost in judge.judged(found):
-        bound = shannon_bound(judge.eigenvalues, 8 * size / weight.numel())
-        plans.append(Plan(config, size, weight.nbytes / size, error, bound, gap_db(error, bound), cost))
+    for one in judge.judged(found):
+        bound = shannon_bound(judge.eigenvalues, 8 * one.bytes / weight.numel())
+        figures = (one.bytes, weight.nbytes / one.bytes, one.error, bound, gap_db(one.error, bound), one.head_cost)
+        plans.append(Plan(one.config, *figures, rough=one.rough))
     if not plans:
         raise CompactConfigError(f"No candidate keeps the budget of {budget:,} bytes with the options {options}.")
     return sorted(plans, key=lambda plan: plan.predicted_error)

@@ -43,7 +43,7 @@ def _text(plans: list[Plan]) -> str:
             _name(found.config),
             f"{found.bytes:,}",
             f"{found.ratio:.1f}x",
-            f"{found.predicted_error:.4f}",
+            f"{'about ' if found.rough else ''}{found.predicted_error:.4f}",
             f"{found.bound:.4f}",
             f"{found.gap_db:.2f} dB",
             "-" if found.head_cost is None else f"{found.head_cost:.3f}",
@@ -51,7 +51,8 @@ def _text(plans: list[Plan]) -> str:
         for found in plans
     ]
     notes = [
-        "predicted error: relative MSE, weighted by token frequency and by what errors do to the model, where known",
+        "predicted error: relative MSE, weighted by token frequency and by what errors do to the model, where known; "
+        "about: seen early to be no match for the best",
         "head: time to score one state against all tokens, over a dense head's, on a sample; - where no head is tied",
     ]
     return "\n".join([table(header, rows), "", *notes])

@@ -73,6 +73,19 @@ def row_statistics(
     return RowStatistics(tuple(ends), torch.stack(mass), torch.stack(first), torch.stack(second))
 
 
+def expected_error(sizes: Sequence[int], left: Sequence[float], order: Tensor, energies: Tensor) -> float:
+    """Return what is left of the energies of rows (V,), of which each tier leaves a share.
+
+    Args:
+        sizes: rows in each tier.
+        left: the share that each tier leaves.
+        order: rows, the first tier's first (V,).
+        energies: weighted (V,).
+    """
+    tiers = energies[order].split(list(sizes))
+    return sum(float(tier.sum()) * share for tier, share in zip(tiers, left, strict=True))
+
+
 def _bin_ends(rows: int) -> list[int]:
     """Return where tiers may end: narrow bins at both ends of the order, wide ones between."""
     smallest = min(16, rows)

@@ -52,14 +52,14 @@ class BlockPlan:
         rows: in each tier, the costliest first.
         blocks: that rows of each tier have codes for: the first ones.
         basis_bits: per entry of each axis (r,); empty where axes are stored as they are.
-        distortion: about the weighted error that codes leave, relative to that of coding nothing.
+        left: about the weighted error that the codes of each tier leave, relative to that of coding nothing.
     """
 
     widths: tuple[int, ...]
     rows: tuple[int, ...]
     blocks: tuple[int, ...]
     basis_bits: tuple[int, ...]
-    distortion: float = 1.0
+    left: tuple[float, ...] = ()
 
 
 def plan_blocks(
@@ -89,8 +89,9 @@ def plan_blocks(
         split = planner.split(found.beyond, max_bytes, count_bytes)
         plans = [within] if split is None else [split, within]
     # Of equals the split one, which spends more.
-    best = max(plans, key=planner.gained)
-    return dataclasses.replace(best, distortion=1.0 - planner.gained(best) / planner.total)
+    best = max(plans, key=lambda plan: sum(gained for gained, _ in planner.gained(plan)))
+    left = (1.0 - gained / max(energy, 1e-300) for gained, energy in planner.gained(best))
+    return dataclasses.replace(best, left=tuple(left))
 
 
 class _Planner:
@@ -109,8 +110,7 @@ class _Planner:
         self.tiers, self.sizes = tiers, sizes
         self.width = self.variances.shape[1]
         self.widest = min(_WIDEST, self.width)
-        self.total = max(float(self.variances.sum()), 1e-300)
-        self.scale = self.total / float(self.rows.sum())
+        self.scale = max(float(self.variances.sum()), 1e-300) / float(self.rows.sum())
         self.gains = code_gains(self.variances, self.widest, math.log2(sizes.entries))
 
     def plan(self, price: float) -> BlockPlan:
@@ -132,16 +132,18 @@ class _Planner:
             basis_bits=tuple(bits.tolist()) if self.sizes.coded_basis else (),
         )
 
-    def gained(self, plan: BlockPlan) -> float:
-        """Return about what the codes of a plan take off the error; tiers may end within bins."""
+    def gained(self, plan: BlockPlan) -> list[tuple[float, float]]:
+        """Return about what the codes of each tier take off the error, and of how much; tiers may end within bins."""
         starts = torch.tensor([0, *plan.widths]).cumsum(0)[:-1]
         gains = self.gains[:, starts, torch.tensor(plan.widths, dtype=torch.int64) - 1]
-        total, begin = 0.0, 0
+        found, begin = [], 0
         for rows, blocks in zip(plan.rows, plan.blocks, strict=True):
             inside = self.ends.clamp(min=begin, max=begin + rows).diff()
-            total += float((gains[:, :blocks].sum(1) * inside / self.rows).sum())
+            parts = (gains[:, :blocks].sum(1), self.variances.sum(1))
+            gained, energy = (float((part * inside / self.rows).sum()) for part in parts)
+            found.append((gained, energy))
             begin += rows
-        return total
+        return found
 
     def split(self, plan: BlockPlan, max_bytes: int, count_bytes: Callable[[BlockPlan], int]) -> BlockPlan | None:
         """Take codes of the cheapest rows of the largest tier until a plan fits into the budget, if that can be."""

@@ -12,14 +12,14 @@ from transformers.utils import logging
 
 from ..modeling.options import STORAGE_DTYPES
 from ..modeling.structure_blocks import BlocksConfig, BlocksEmbedding, BlocksLayout
-from .allocation import code_lengths, row_statistics
+from .allocation import code_lengths, expected_error, row_statistics
 from .block_plan import BlockPlan, BlockSizes, plan_blocks
 from .coded_basis import basis_bytes, store_basis
 from .kmeans import assign, kmeans, sample_rows
 from .methods import Prediction, empty_structure, register_method, stored_bytes
 from .principal_axes import PrincipalAxes, mean_row
 from .source import FitSource
-from .weights import TableWeights, row_energies, table_weights, tiered_needs, weighted_axes
+from .weights import TableWeights, counted_weights, row_energies, table_weights, tiered_needs, weighted_axes
 
 logger = logging.get_logger(__name__)
 
@@ -35,12 +35,14 @@ class _Frame:
         tiers: of each row (V,), int64.
         means: of each tier (T, D), as stored.
         axes: principal ones.
+        order: rows, the costliest first (V,).
     """
 
     plan: BlockPlan
     tiers: Tensor
     means: Tensor
     axes: PrincipalAxes
+    order: Tensor
 
     def coordinates(self, table: Tensor, ids: Tensor, project: Tensor) -> Tensor:
         """Return the coordinates (n, r) of rows (n,)."""
@@ -69,7 +71,9 @@ def predict_blocks(options: BlocksConfig, source: FitSource) -> Prediction:
         return structure
 
     taken = stored_bytes(options, _layout(options, frame.plan, width), width)
-    return Prediction(taken, frame.plan.distortion, coded)
+    energies = row_energies(options, source, frame.axes) * counted_weights(source)
+    left = expected_error(frame.plan.rows, frame.plan.left, frame.order, energies)
+    return Prediction(taken, left / max(float(energies.sum()), 1e-300), coded)
 
 
 def _framed(options: BlocksConfig, source: FitSource) -> tuple[TableWeights, _Frame]:
@@ -98,7 +102,7 @@ def _find_frame(options: BlocksConfig, source: FitSource) -> tuple[TableWeights,
     for tier, ids in enumerate(order.split(list(plan.rows))):
         tiers[ids] = tier
         means.append(mean_row(table.__getitem__, weights.axes, ids).to(dtype).float())
-    return weights, _Frame(plan, tiers, torch.stack(means), axes)
+    return weights, _Frame(plan, tiers, torch.stack(means), axes, order)
 
 
 def _layout(options: BlocksConfig, plan: BlockPlan, width: int) -> BlocksLayout:

@@ -24,14 +24,14 @@ from ..modeling.structure_rotated import (
     length_counts_of,
 )
 from . import trellis
-from .allocation import code_lengths, row_statistics
+from .allocation import code_lengths, expected_error, row_statistics
 from .clusters import Clusters, choose_clusters, find_clusters, first_coordinates
 from .coded_basis import basis_bytes, store_basis
 from .methods import Prediction, empty_structure, register_method, stored_bytes
 from .principal_axes import PrincipalAxes, mean_row
 from .source import FitSource
 from .tier_plan import TierPlan, plan_tiers
-from .weights import TableWeights, row_energies, table_weights, tiered_needs, weighted_axes
+from .weights import TableWeights, counted_weights, row_energies, table_weights, tiered_needs, weighted_axes
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +52,7 @@ class _Frame:
         order: rows, the costliest first (V,).
         plan: where bits go.
         clusters: that rows belong to.
+        expected_error: by the plan, relative to coding nothing, where rows weigh as often as they are read.
     """
 
     weights: TableWeights
@@ -59,6 +60,7 @@ class _Frame:
     order: Tensor
     plan: TierPlan
     clusters: Clusters | None
+    expected_error: float
 
 
 class _Rest:
@@ -87,7 +89,7 @@ def predict_rotated(options: RotatedConfig, source: FitSource) -> Prediction:
     frame = _framed(options, source)
     width = source.table.shape[1]
     taken = stored_bytes(options, _layout(options, frame.plan, frame.clusters, width), width)
-    return Prediction(taken, frame.plan.distortion, lambda ids: _coded(options, source, frame, ids))
+    return Prediction(taken, frame.expected_error, lambda ids: _coded(options, source, frame, ids))
 
 
 def _framed(options: RotatedConfig, source: FitSource) -> _Frame:
@@ -100,20 +102,24 @@ def _find_frame(options: RotatedConfig, source: FitSource) -> _Frame:
     axes = weighted_axes(options, source, weights)
     energies = row_energies(options, source, axes)
     count = options.most_clusters(len(source.table))
-    if not count:
-        order, plan, _ = _planned(options, source, weights, axes, None, energies)
-        return _Frame(weights, axes, order, plan, None)
-    points = first_coordinates(source.table, axes)
-    clusters = find_clusters(points, source.table.shape[1], count, source.seed)
-    # On all other axes centroids lie at the mean.
-    beyond = (energies - points.square().sum(1).double()).clamp(min=0.0)
+    clusters, apart = None, energies
+    if count:
+        points = first_coordinates(source.table, axes)
+        clusters = find_clusters(points, source.table.shape[1], count, source.seed)
+        # On all other axes centroids lie at the mean.
+        beyond = (energies - points.square().sum(1).double()).clamp(min=0.0)
     for left in reversed(range(1 + _ROUNDS_OF_CLUSTERS)):
-        apart = energies if clusters is None else beyond + clusters.squared_distances(points)
+        if clusters is not None:
+            apart = beyond + clusters.squared_distances(points)
         order, plan, worth = _planned(options, source, weights, axes, clusters, apart)
         if clusters is None or not left:
             break
         clusters = choose_clusters(clusters, points, worth, _SHARE_OF_PRICE * plan.price)
-    return _Frame(weights, axes, order, plan, clusters)
+        apart = energies
+    counted = counted_weights(source)
+    error = expected_error(plan.sizes, plan.left, order, apart * counted)
+    error = error / max(float((energies * counted).sum()), 1e-300) + plan.centroids_left
+    return _Frame(weights, axes, order, plan, clusters, error)
 
 
 def _planned(

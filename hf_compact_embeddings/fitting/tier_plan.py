@@ -27,6 +27,8 @@ class TierPlan:
         bits: of each tier on each axis (r,); 0 where the tier leaves the axis at its mean.
         basis_bits: per entry of each basis vector (r,), falling.
         distortion: expected weighted error, relative to that of coding nothing.
+        left: the same of each tier, relative to its own rows, less their centroids.
+        centroids_left: the part of `distortion` that coding the centroids leaves.
         cluster_bits: of a centroid on each axis (r,); empty without clusters.
         price: what a bit costs, in weighted squared error.
     """
@@ -35,6 +37,8 @@ class TierPlan:
     bits: tuple[tuple[int, ...], ...]
     basis_bits: tuple[int, ...]
     distortion: float
+    left: tuple[float, ...]
+    centroids_left: float = 0.0
     cluster_bits: tuple[int, ...] = ()
     price: float = 0.0
 
@@ -132,11 +136,16 @@ class _Groups:
         basis_bits = basis_cost[:, 2:].argmin(1) + 2
         basis_bits = basis_bits.flip(0).cummax(0).values.flip(0) if axes else basis_bits
         left = errors[chosen].sum() + errors_of_centroids + (used * self.left[basis_bits]).sum()
+        coded_energy = self.variances[chosen, :axes] * (bits[chosen, :axes] > 0)
+        errors_of_tiers = errors[chosen] + coded_energy @ self.left[basis_bits]
+        shares = errors_of_tiers / self.variances[chosen].sum(1).clamp(min=1e-300)
         return TierPlan(
             sizes=tuple(self.ends[int(self.end[run])] - self.ends[int(self.begin[run])] for run in chosen),
             bits=tuple(tuple(row) for row in bits[chosen, :axes].tolist()),
             basis_bits=tuple(basis_bits.tolist()),
             distortion=float(left) / self.total,
+            left=tuple(shares.clamp(max=1.0).tolist()),
+            centroids_left=float(errors_of_centroids) / self.total,
             cluster_bits=tuple(centroid_bits[:axes].tolist()) if self.clusters else (),
             price=price,
         )

@@ -43,6 +43,12 @@ def row_energies(options: TieredConfig, source: FitSource, axes: PrincipalAxes) 
     return source.once(("energies", *_asked(options)), lambda: energies(source.table, axes))
 
 
+def counted_weights(source: FitSource) -> Tensor:
+    """Return what rows weigh (V,) where errors are judged: as often as they are read."""
+    weights = source.row_weights(1.0)
+    return torch.ones(len(source.table)).double() if weights is None else weights.double()
+
+
 def _asked(options: TieredConfig) -> tuple[object, ...]:
     """Return the options that axes depend on."""
     return options.frequency_power, options.axis_power, options.metric
