@@ -16,12 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoints import load_dense
 from .evidence import Evidence, gather, read_texts
 from .fitting import FitSource, Method, fit_structure, registered_methods
-from .fitting.methods import stored_bytes
+from .fitting.methods import private_row_bytes, stored_bytes
 from .fitting.spectrum import covariance, gap_db, metric_roots, shannon_bound
 from .modeling.architectures import find_input_table
 from .modeling.errors import CompactConfigError, config_error
 from .modeling.options import BUDGETS, StructureConfig
-from .modeling.structure import CompactEmbedding, private_row_bytes
+from .modeling.structure import CompactEmbedding
 
 _SAMPLE_ROWS = 8192
 _HEAD_TRIALS = 5

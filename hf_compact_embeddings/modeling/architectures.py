@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
@@ -219,13 +219,3 @@ def _drop_ties(model: PreTrainedModel) -> None:
             if target in present and source in present
         }
         set_tied_weights_keys(submodel, ties)
-
-
-def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
-    """Return the dense matrices of a compact model with a row for each token: untied heads, per-layer tables."""
-    homes = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, CompactEmbedding))
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.ndim == 2 and parameter.shape[0] == rows and not name.startswith(homes)
-    }
