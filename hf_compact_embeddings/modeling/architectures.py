@@ -26,15 +26,11 @@ StoredTables = dict[str, tuple[StructureConfig, StructureLayout | None]]
 
 @dataclasses.dataclass(frozen=True)
 class InputTable:
-    """A native input table: the module, where it stands, and the modules whose weight is tied to it.
-
-    `scores` tells whether one of them is an output layer.
-    """
+    """A native input table: the module, where it stands, and the modules whose weight is tied to it."""
 
     module: nn.Embedding
     paths: tuple[str, ...]
     tied_paths: tuple[str, ...]
-    scores: bool
 
     @property
     def scale(self) -> float:
@@ -81,8 +77,7 @@ def find_input_table(model: PreTrainedModel) -> InputTable:
                 f"{name} ties its input table to `{path}`, a {type(model.get_submodule(path)).__name__}: "
                 "looked for nn.Embedding and nn.Linear."
             )
-    scores = any(isinstance(model.get_submodule(path), nn.Linear) for path in tied_paths)
-    return InputTable(module, paths, tied_paths, scores)
+    return InputTable(module, paths, tied_paths)
 
 
 def _tied_parameters(model: PreTrainedModel, names: set[str]) -> set[str]:

@@ -72,7 +72,7 @@ def _is_text(statement: ast.stmt) -> bool:
 
 def write_files(folder: str | os.PathLike[str], files: Mapping[str, bytes]) -> None:
     """Write files into a folder, which is made if it is not there."""
-    os.makedirs(folder, exist_ok=True)
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         Path(folder, name).write_bytes(content)
 

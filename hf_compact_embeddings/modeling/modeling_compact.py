@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import transformers
@@ -30,7 +30,6 @@ from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead, adopt_tied_modules
 from .transformers_internals import (
-    auto_map_of,
     cached_file_or_none,
     commit_of,
     heads_of,
@@ -52,8 +51,6 @@ _model_classes: dict[str, type[PreTrainedModel]] = {}
 
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from transformers import PreTrainedConfig as _NativeConfig
     from transformers import PreTrainedModel as _NativeModel
 else:
@@ -292,7 +289,9 @@ class CompactConfigMixin(_NativeConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as any configuration does, with the code that reads the tables beside it."""
         files = self.code_that_reads_it()
-        self.auto_map = auto_map_of(type(self), PREFIX)
+        native = native_class(type(self))
+        classes = {"AutoConfig": native.__name__, **heads_of(native.model_type)}
+        self.auto_map = {auto_class: f"modeling_compact.{PREFIX}{name}" for auto_class, name in classes.items()}
         self.compact_code = code_record(files)
         write_files(save_directory, files)
         super().save_pretrained(save_directory, *args, **kwargs)

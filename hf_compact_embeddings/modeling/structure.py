@@ -136,14 +136,14 @@ class CompactEmbedding(nn.Module):
 
     def require_ids(self, ids: Tensor) -> None:
         """Raise if an id has no row, as a dense table does; on a GPU nobody waits for the answer."""
-        if is_traced() or ids.device.type not in ("cpu", "meta") or not ids.numel():
+        if is_traced() or not ids.numel():
             return
-        if ids.device.type == "meta":
-            if self.device.type != "meta":
-                raise UnsupportedArchitectureError(
-                    "The model moved the ids to where the table's `weight` says it is, which is an outline without "
-                    "values: looked for ids on the device of the model."
-                )
+        if ids.device.type == "meta" != self.device.type:
+            raise UnsupportedArchitectureError(
+                "The model moved the ids to where the table's `weight` says it is, which is an outline without "
+                "values: looked for ids on the device of the model."
+            )
+        if ids.device.type != "cpu":
             return
         least, most = ids.aminmax()
         if least < 0 or most >= self.num_embeddings:
@@ -212,8 +212,10 @@ class CompactEmbedding(nn.Module):
         """
         if num_embeddings < 1:
             raise config_error("num_embeddings", num_embeddings, "a table needs at least 1 row")
-        old_count = self.num_embeddings
-        ids, vectors = self.private_id_list(), self.private_or_empty()
+        old_count, trainable = self.num_embeddings, True
+        ids, vectors = self.private_id_list(), torch.empty(0, self.embedding_dim, device=self.device, dtype=self.dtype)
+        if self.private_vectors is not None:
+            vectors, trainable = self.private_vectors, self.private_vectors.requires_grad
         if num_embeddings > old_count:
             added = num_embeddings - old_count
             if new_rows is None:
@@ -229,7 +231,6 @@ class CompactEmbedding(nn.Module):
                 self.layout = dataclasses.replace(self.layout, coded_rows=num_embeddings)
             if self.padding_idx is not None and self.padding_idx >= num_embeddings:
                 self.padding_idx = None
-        trainable = self.private_vectors is None or self.private_vectors.requires_grad
         self.num_embeddings = num_embeddings
         self.set_private_rows(ids, vectors)
         if self.private_vectors is not None:
@@ -255,12 +256,6 @@ class CompactEmbedding(nn.Module):
         if self.private_ids is not None and self.private_vectors is not None:
             self.private_ids.copy_(pack_codes(ids.unsqueeze(-1), PRIVATE_ID_BITS))
             self.private_vectors.copy_(vectors)
-
-    def private_or_empty(self) -> Tensor:
-        """Return the exact rows (m, D), also where there are none."""
-        if self.private_vectors is not None:
-            return self.private_vectors
-        return torch.empty(0, self.embedding_dim, device=self.device, dtype=self.dtype)
 
     def _allocate_private_rows(self, count: int, like: Tensor | None = None) -> None:
         """Make room for `count` rows of the device and dtype of `like`, without values."""
@@ -293,7 +288,7 @@ class CompactEmbedding(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next(tensor for tensor in self.state_dict().values()).device
+        return next(iter(self.state_dict().values())).device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -14,9 +14,6 @@ from transformers.initialization import meta_device_safe_creation_ops, zeros_  #
 from transformers.models.auto import modeling_auto  # 5.11, 5.24
 from transformers.utils import cached_file
 
-# Every entry of a checkpoint's `auto_map` names it.
-_MODULE = "modeling_compact"
-
 
 def lazy_mappings() -> dict[str, Any]:
     """Return the lazy mapping from configuration class to model class of each Auto class for models, by its name."""
@@ -80,11 +77,3 @@ def heads_of(model_type: str) -> dict[str, str]:
 def native_class(compact: type[Any]) -> type[Any]:
     """Return the native class that a compact class, of models or configurations, was made from."""
     return next(base for base in compact.__mro__ if base.__module__.startswith("transformers."))
-
-
-def auto_map_of(compact_config: type[PreTrainedConfig], prefix: str) -> dict[str, str]:
-    """Return the `auto_map` of a compact config class, with every head that the Auto classes know."""
-    heads = heads_of(native_class(compact_config).model_type)
-    entries = {"AutoConfig": compact_config.__name__}
-    entries |= {auto_class: prefix + name for auto_class, name in heads.items()}
-    return {auto_class: f"{_MODULE}.{name}" for auto_class, name in entries.items()}
