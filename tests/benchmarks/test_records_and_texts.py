@@ -32,9 +32,8 @@ def test_a_command_does_not_say_where_files_are(monkeypatch: pytest.MonkeyPatch)
 BENCHMARKS = Path(record.__file__).parents[1]
 RECORDS = sorted(BENCHMARKS.glob("*/results/*.json"))
 # From the path of a script that is gone to the name of the module that does its work now.
-RENAMED = dict(
-    re.findall(r"^\| `python (\S+)` \| `python -m (\S+)", (BENCHMARKS / "README.md").read_text(), re.MULTILINE)
-)
+README = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+RENAMED = dict(re.findall(r"^\| `python (\S+)` \| `python -m ([\w.]+)", README, re.MULTILINE))
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: "/".join((path.parts[-3], path.stem)))
