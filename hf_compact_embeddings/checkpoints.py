@@ -16,7 +16,8 @@ from transformers.utils.hub import extract_commit_hash
 from .modeling import modeling_compact
 from .modeling.code_files import changed_files, code_record
 from .modeling.errors import CheckpointError, CompactConfigError
-from .modeling.transformers_internals import cached_file_or_none, set_commit
+from .modeling.transformers_internals import cached_file_or_none
+from .transformers_internals import set_commit
 
 # What makes a Transformers folder a sentence-transformers one.
 SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "*_*/*")

@@ -16,13 +16,15 @@ from .checkpoints import load_dense
 from .evidence import gather, read_texts
 from .evidence.origin import origin_of
 from .fitting import fit_structure, method_of
+from .fitting.methods import make_config
 from .modeling.architectures import InputTable, find_input_table
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
-from .modeling.modeling_compact import CompactModelMixin, config_class, model_class, native_model_class
+from .modeling.modeling_compact import CompactModelMixin, config_class, model_class
 from .modeling.options import StructureConfig
-from .modeling.structure import CompactEmbedding, make_config
-from .modeling.transformers_internals import attention_of, set_attention
+from .modeling.structure import CompactEmbedding
+from .modeling.transformers_internals import native_class
 from .planning import plan_for
+from .transformers_internals import attention_of, set_attention
 
 
 def compress(
@@ -178,7 +180,7 @@ def decompress(compact: PreTrainedModel) -> PreTrainedModel:
     """Return the native model again, with the decoded rows as its dense table."""
     if not isinstance(compact, CompactModelMixin):
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
-    native = native_model_class(type(compact))
+    native = native_class(type(compact))
     structure = compact.compact_embedding
     home = compact.input_table_path
     state = {key: value.detach().clone() for key, value in compact.state_dict().items()}

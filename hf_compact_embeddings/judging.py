@@ -13,11 +13,11 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from .fitting import FitSource, Method, fit_structure
-from .fitting.methods import Prediction, stored_bytes
+from .fitting.methods import Prediction, private_row_bytes, stored_bytes
 from .fitting.spectrum import covariance, metric_roots
 from .modeling.errors import CompactConfigError
 from .modeling.options import StructureConfig
-from .modeling.structure import CompactEmbedding, private_row_bytes
+from .modeling.structure import CompactEmbedding
 
 # Of a table that is fitted to, and of one whose plan is known and only has to be tried.
 _FITTED_ROWS, _CODED_ROWS = 8192, 2048

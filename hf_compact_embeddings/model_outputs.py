@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .modeling.modeling_compact import native_model_class
-from .modeling.transformers_internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+from .modeling.transformers_internals import native_class
+from .transformers_internals import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 
 def is_masked_lm(model: PreTrainedModel) -> bool:
@@ -24,7 +24,7 @@ def is_causal_lm(model: PreTrainedModel) -> bool:
 
 def _has_head(model: PreTrainedModel, names: Mapping[str, object]) -> bool:
     # Some encoder-decoders, as BART, are listed too; their decoders predict from another text than they read.
-    return not model.config.is_encoder_decoder and native_model_class(type(model)).__name__ in names.values()
+    return not model.config.is_encoder_decoder and native_class(type(model)).__name__ in names.values()
 
 
 @contextlib.contextmanager

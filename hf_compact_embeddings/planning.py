@@ -13,12 +13,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoints import load_dense
 from .evidence import Evidence, gather, read_texts
 from .fitting import Method, registered_methods
+from .fitting.methods import private_row_bytes
 from .fitting.spectrum import gap_db, shannon_bound
 from .judging import Judge
 from .modeling.architectures import find_input_table
 from .modeling.errors import CompactConfigError, config_error
 from .modeling.options import BUDGETS, StructureConfig
-from .modeling.structure import private_row_bytes
 
 
 @dataclasses.dataclass(frozen=True)

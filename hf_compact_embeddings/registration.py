@@ -14,12 +14,11 @@ from transformers import AutoTokenizer, PreTrainedConfig
 from .modeling import modeling_compact
 from .modeling.modeling_compact import PREFIX
 from .modeling.tokenization_hash import CompactHashTokenizer
-from .modeling.transformers_internals import (
+from .modeling.transformers_internals import lazy_mappings, model_mappings
+from .transformers_internals import (
     CONFIG_MAPPING_NAMES,
     TOKENIZER_MAPPING,
     TOKENIZER_MAPPING_NAMES,
-    lazy_mappings,
-    model_mappings,
     register_config_names,
     register_model_names,
 )

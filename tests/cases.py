@@ -14,8 +14,9 @@ from transformers import PreTrainedModel
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.fitting import FitSource, fit_structure
+from hf_compact_embeddings.fitting.methods import make_config
 from hf_compact_embeddings.modeling.options import BUDGETS, StructureConfig
-from hf_compact_embeddings.modeling.structure import CompactEmbedding, make_config
+from hf_compact_embeddings.modeling.structure import CompactEmbedding
 
 from .tiny_models import ARCHITECTURES, tiny_model
 

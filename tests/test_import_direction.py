@@ -25,6 +25,7 @@ SHIPPED = [path for path in MODELING if path.name != "__init__.py"]
 # Rooms of a line do not import each other.
 FLOORS = (
     ("version", "modeling"),
+    ("transformers_internals",),
     ("registration", "kernels", "fitting", "model_outputs", "checkpoints"),
     ("evidence",),
     ("judging",),

@@ -128,12 +128,27 @@ def test_a_second_method_of_the_name_is_refused(toy: None) -> None:
         register_structure(OtherToy)
 
 
+def half_a_structure(lacking: str) -> type[CompactEmbedding]:
+    """Return the toy structure's class without one of its parts."""
+    left_out = (lacking, "__dict__", "__weakref__")
+    return type("Half", (CompactEmbedding,), {k: part for k, part in vars(ToyEmbedding).items() if k not in left_out})
+
+
 @pytest.mark.parametrize("method", ["layout_for", "coded_vectors", "coded_scores", "reset_parameters", "keep_rows"])
 def test_a_structure_that_is_not_whole_is_refused(method: str) -> None:
-    parts = {name: part for name, part in vars(ToyEmbedding).items() if name not in (method, "__dict__", "__weakref__")}
-    Half = type("Half", (CompactEmbedding,), parts)
+    Half = half_a_structure(method)
     with pytest.raises(TypeError, match=rf"Half lacks `{method}\(\)`"):
-        register_structure(Half)
+        register_method(**PARTS | {"structure": Half})
+
+
+@pytest.mark.parametrize("attribute", ["options_class", "layout_class"])
+def test_a_structure_that_does_not_name_its_dataclasses_is_refused(attribute: str) -> None:
+    parts = {
+        name: part for name, part in vars(ToyEmbedding).items() if name not in (attribute, "__dict__", "__weakref__")
+    }
+    Half = type("Half", (CompactEmbedding,), parts)
+    with pytest.raises(TypeError, match=f"Half lacks the class attribute `{attribute}`"):
+        register_method(**PARTS | {"structure": Half})
 
 
 def test_a_need_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

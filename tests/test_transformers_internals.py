@@ -1,4 +1,4 @@
-"""What is private to Transformers passes through one file, where the next release may break it in sight."""
+"""What is private to Transformers passes through three files, where the next release may break it in sight."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto import auto_factory, configuration_auto
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.modeling import transformers_internals
 from hf_compact_embeddings.modeling.modeling_compact import CompactConfigMixin, CompactModelMixin
-from hf_compact_embeddings.modeling.transformers_internals import OVERRIDDEN
+from hf_compact_embeddings.transformers_internals import OVERRIDDEN
 
 from .tools import PACKAGE
 
-INTERNALS = Path(transformers_internals.__file__)
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != INTERNALS)
+# What travels with models, what travels with the tokenizer, and what stays in the package.
+MODEL_INTERNALS = PACKAGE / "modeling" / "transformers_internals.py"
+TOKENIZER_INTERNALS = PACKAGE / "modeling" / "tokenizer_internals.py"
+PACKAGE_INTERNALS = PACKAGE / "transformers_internals.py"
+INTERNALS = {MODEL_INTERNALS, TOKENIZER_INTERNALS, PACKAGE_INTERNALS}
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path not in INTERNALS)
 # Where Transformers keeps what this package has to do with.
 SOURCES = (PreTrainedModel, PreTrainedConfig, Trainer, GradientCheckpointingLayer, auto_factory, configuration_auto)
 LISTED = [(class_name, name) for class_name, names in OVERRIDDEN.items() for name in names]
@@ -89,7 +92,32 @@ def uses(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 def test_no_other_file_uses_what_is_private(path: Path) -> None:
-    assert list(uses(TREES[path])) == [], f"{path.name}: see modeling/transformers_internals.py"
+    assert list(uses(TREES[path])) == [], f"{path.name}: see transformers_internals.py"
+
+
+@pytest.mark.parametrize("path", sorted(INTERNALS), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_every_private_name_stands_beside_the_versions_that_it_was_seen_in(path: Path) -> None:
+    source = path.read_text(encoding="utf-8")
+    lines, found = source.splitlines(), list(uses(ast.parse(source)))
+    assert found
+    for use in found:
+        line = int(use.partition(":")[0])
+        # The comment may stand on the line before, or behind the last line of the statement.
+        near = "".join(lines[line - 2 : line + 1])
+        assert "5.11" in near and "5.24" in near, f"{path.name}, line {use}"
+
+
+def test_nothing_travels_that_no_checkpoint_runs() -> None:
+    travels = {name for path in (MODEL_INTERNALS, TOKENIZER_INTERNALS) for name in defined_in(path)}
+    shipped = [path.read_text(encoding="utf-8") for path in sorted((PACKAGE / "modeling").glob("*.py"))]
+    for name in travels:
+        assert sum(source.count(name) for source in shipped) > 1, f"only the package uses {name}()"
+
+
+def defined_in(path: Path) -> Iterator[str]:
+    """Yield the names of a file's functions."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    yield from (node.name for node in body if isinstance(node, ast.FunctionDef))
 
 
 @pytest.mark.parametrize(

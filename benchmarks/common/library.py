@@ -24,11 +24,11 @@ from hf_compact_embeddings.finetuning.classification import find_task
 from hf_compact_embeddings.finetuning.metrics import interval_95
 from hf_compact_embeddings.finetuning.trainer import classify
 from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of, registered_methods, trellis
+from hf_compact_embeddings.fitting.methods import make_config
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
 from hf_compact_embeddings.hub import make_card
 from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.modeling.hashing import HashSettings, WordHasher, expand_bits, unpack_signatures
-from hf_compact_embeddings.modeling.structure import make_config
 from hf_compact_embeddings.modeling.structure_hash import HashEmbedding
 
 __all__ = [

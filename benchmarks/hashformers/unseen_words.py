@@ -98,11 +98,16 @@ def cosines(variant: str, hashing: str, seed: int, bits: Tensor, width: int) -> 
     """Return the cosines (n, n) between the vectors of a structure with random values."""
     config = hce.HashConfig(variant=variant, hashing=hashing, source="text", init="random")
     torch.manual_seed(seed)
-    structure = HashEmbedding(config, 5, width)
+    structure = random_structure(config, config.special_rows, width)
     structure.reset_parameters()
     with torch.no_grad():
         vectors = structure.hashed(bits)
     return torch.cosine_similarity(vectors.unsqueeze(0), vectors.unsqueeze(1), dim=-1)
+
+
+def random_structure(config: hce.HashConfig, rows: int, width: int) -> HashEmbedding:
+    """Return a structure with the sizes of a random start, and without values."""
+    return HashEmbedding(config, HashEmbedding.random_layout(config, rows, width), rows, width)
 
 
 def megabytes(width: int) -> dict[str, dict[str, float]]:
@@ -111,8 +116,9 @@ def megabytes(width: int) -> dict[str, dict[str, float]]:
     for count in VOCABULARIES:
         row = {"dense table": count * width * 2 / 1e6}
         for variant in ("pool", "add", "proj"):
+            config = hce.HashConfig(variant=variant, source="text")
             with torch.device("meta"):
-                row[variant] = HashEmbedding(hce.HashConfig(variant=variant, source="text"), count, width).nbytes / 1e6
+                row[variant] = random_structure(config, count, width).nbytes / 1e6
         sizes[f"{count:,}"] = row
     return sizes
 

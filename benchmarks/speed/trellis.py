@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -54,9 +55,7 @@ def rings(count: int, rounds: int) -> list[dict[str, Any]]:
         points = torch.randn(count, axes, generator=torch.Generator().manual_seed(0))
         # The first call compiles.
         through_rings(points[:2], bits, window)
-        seconds, read = timed(
-            lambda points=points, bits=bits, window=window: through_rings(points, bits, window), rounds
-        )
+        seconds, read = timed(partial(through_rings, points, bits, window), rounds)
         error = float((read - points).square().mean() / points.square().mean())
         found = {
             "bits": bits,
@@ -74,7 +73,7 @@ def fits(table: Tensor) -> list[dict[str, Any]]:
     results = []
     for ratio in RATIOS:
         config = configuration("rotated", table.shape, ratio=ratio)
-        seconds, structure = timed(lambda config=config: fit_rows(config, table), 1)
+        seconds, structure = timed(partial(fit_rows, config, table), 1)
         error = float((structure.dense().detach() - table).square().sum() / spread)
         results.append({"ratio": ratio, "seconds": round(seconds, 1), "error_db": round(gap_db(error, 1.0), 4)})
     return results

@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..fitting.spectrum import covariance, gap_db, shannon_bound
-from ..modeling.architectures import dense_tables
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.structure import CompactEmbedding
-from ..modeling.transformers_internals import ignored_on_save
+from ..transformers_internals import ignored_on_save
 
 _ROWS_PER_CHUNK = 8192
 
@@ -143,6 +142,16 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
         },
         **({} if table is None else fidelity(structure, table)),
     )
+
+
+def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
+    """Return the dense matrices of a compact model with a row for each token: untied heads, per-layer tables."""
+    homes = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, CompactEmbedding))
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 2 and parameter.shape[0] == rows and not name.startswith(homes)
+    }
 
 
 def _saved_bytes(compact: PreTrainedModel, structure: CompactEmbedding) -> int:

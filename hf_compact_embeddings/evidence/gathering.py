@@ -18,7 +18,7 @@ from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config
 from .exact_rows import exact_rows
 from .frequencies import count_tokens, counts_from_tokenizer, given_counts
 from .made_texts import made_texts
-from .sensitivity import sensitivity_metric
+from .sensitivity import sensitivity_metric, tied_heads
 from .states import contextual_states
 from .texts import Texts, read_texts
 from .word_frequencies import Language, counts_of_words, is_available, languages_for, require_known
@@ -191,7 +191,7 @@ class Evidence:
             counts=self.counts if "counts" in needs else None,
             features=self.contextual_states if "contextual_states" in needs else None,
             metric=self.sensitivity if "sensitivity" in needs else None,
-            tied=self.table.scores,
+            tied=bool(tied_heads(self.model, self.table)),
             token_strings=self.token_strings if "token_strings" in needs else None,
             private_ids=torch.empty(0, dtype=torch.int64) if from_scratch else self.exact_rows(private_rows),
             padding_idx=module.padding_idx,

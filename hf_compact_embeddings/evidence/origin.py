@@ -12,7 +12,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..modeling.options import StructureConfig
-from ..modeling.transformers_internals import commit_of, primary_auto_class
+from ..modeling.transformers_internals import commit_of
+from ..transformers_internals import primary_auto_class
 
 _SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([0-9a-f]{40})$")
 _REPO_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..model_outputs import is_masked_lm, mean_pooled
-from ..modeling.architectures import find_input_table
+from ..modeling.architectures import InputTable, find_input_table
 from ..modeling.errors import CompactConfigError
 from .states import base_encoder
 from .texts import Text, text_batches
@@ -39,13 +39,18 @@ def sensitivity_metric(
     training = model.training
     model.eval()
     try:
-        if table.scores:
-            layers = [model.get_submodule(path) for path in table.tied_paths]
-            heads = [layer for layer in layers if isinstance(layer, nn.Linear)]
+        heads = tied_heads(model, table)
+        if heads:
             return _of_scores(texts, tokenizer, model, heads)
         return _of_states(texts, tokenizer, model, seed)
     finally:
         model.train(training)
+
+
+def tied_heads(model: PreTrainedModel, table: InputTable) -> list[nn.Linear]:
+    """Return the output layers that score through the table."""
+    layers = [model.get_submodule(path) for path in table.tied_paths]
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..modeling.errors import CompactConfigError
-from ..modeling.structure_factorized import FactorizedConfig, FactorizedEmbedding
+from ..modeling.structure_factorized import INT8_ZERO, FactorizedConfig, FactorizedEmbedding
 from .autoencoder import PAPER_PRESET, AutoencoderOptions, fit_autoencoder
 from .factorization import Factors, fit_svd, quantise_rows, row_chunks, with_row_norms
 from .methods import Need, empty_structure, register_method
@@ -67,7 +67,8 @@ def _store(structure: FactorizedEmbedding, factors: Factors) -> None:
         tensors["hidden_bias"] = factors.hidden.bias
         tensors["hidden_decoder"] = factors.hidden.decoder
     if structure.layout.int8_codes:
-        structure.set_int8_codes(*quantise_rows(factors.codes))
+        codes, tensors["code_scales"] = quantise_rows(factors.codes)
+        structure.code_bytes.copy_((codes.to(torch.int16) + INT8_ZERO).to(torch.uint8))
     else:
         tensors["codes"] = factors.codes
     with torch.no_grad():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..modeling.errors import CompactConfigError, config_error
 from ..modeling.options import BUDGETS, StructureConfig, StructureLayout
-from ..modeling.structure import CompactEmbedding, private_row_bytes, structure_class_of
+from ..modeling.structure import PRIVATE_ID_BITS, CompactEmbedding, structure_class_of
 from .source import FitSource
 
 # What a fit may ask for beside the table.
@@ -74,6 +74,7 @@ def register_method(**parts: Any) -> Method:
     if missing:
         raise TypeError("A method lacks " + "; ".join(f"`{part}`, {_PARTS[part]}" for part in missing) + ".")
     method = Method(**parts)
+    _require_whole(method.structure)
     if structure_class_of(method.name) is not method.structure:
         raise TypeError(f"{method.structure.__name__} is not what is registered as the structure of {method.name!r}.")
     unknown = sorted(set(method.needs(method.structure.options_class())) - set(NEEDS))
@@ -83,6 +84,18 @@ def register_method(**parts: Any) -> Method:
         raise TypeError(f"The method {method.name!r} is registered already: take another name.")
     _METHODS[method.name] = method
     return method
+
+
+def _require_whole(structure: type[CompactEmbedding]) -> None:
+    name = structure.__name__
+    for attribute in ("options_class", "layout_class"):
+        if not hasattr(structure, attribute):
+            raise TypeError(f"{name} lacks the class attribute `{attribute}`: name its dataclass there.")
+    if not isinstance(getattr(structure.options_class, "method", None), str):
+        raise TypeError(f"{structure.options_class.__name__} lacks `method`, the name of the method.")
+    for method in ("layout_for", "coded_vectors", "coded_scores", "reset_parameters", "keep_rows"):
+        if not any(method in vars(base) for base in structure.__mro__ if base not in CompactEmbedding.__mro__):
+            raise TypeError(f"{name} lacks `{method}()`: see what CompactEmbedding says of it.")
 
 
 def registered_methods() -> list[Method]:
@@ -98,6 +111,18 @@ def method_of(options: StructureConfig) -> Method:
             "`register_method()`."
         )
     return _METHODS[options.method]
+
+
+def make_config(method: str, **options: object) -> StructureConfig:
+    """Build the options of a method; unknown ones raise."""
+    options_class = structure_class_of(method).options_class
+    known = [field.name for field in dataclasses.fields(options_class)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise CompactConfigError(
+            f"method {method!r} has no option {', '.join(map(repr, unknown))}; its options are {', '.join(known)}."
+        )
+    return options_class(**options)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
@@ -152,3 +177,8 @@ def stored_bytes(options: StructureConfig, layout: StructureLayout, width: int) 
     """Return exactly what a structure takes for a table of this width, without building it."""
     with torch.device("meta"):
         return structure_class_of(options.method)(options, layout, layout.coded_rows, width).nbytes
+
+
+def private_row_bytes(options: StructureConfig, width: int) -> int:
+    """Return the bytes of a row that is stored exactly."""
+    return width * options.float_bytes + PRIVATE_ID_BITS // 8

@@ -19,9 +19,10 @@ from ..evaluation.report import Report, inspect
 from ..evidence.origin import command_of
 from ..modeling.code_files import code_record
 from ..modeling.errors import CompactConfigError
-from ..modeling.modeling_compact import CARD_TAG, CompactModelMixin, native_model_class
+from ..modeling.modeling_compact import CARD_TAG, CompactModelMixin
 from ..modeling.tied import TiedHead
-from ..modeling.transformers_internals import primary_auto_class
+from ..modeling.transformers_internals import native_class
+from ..transformers_internals import primary_auto_class
 from ..version import __version__
 from .messages import only_warned
 
@@ -218,7 +219,7 @@ def _pipeline_tag(compact: PreTrainedModel, inherited: dict[str, Any]) -> str:
     # Pulls in much of Trainer, which nothing else here needs.
     from transformers.modelcard import TASK_MAPPING
 
-    native = native_model_class(type(compact)).__name__
+    native = native_class(type(compact)).__name__
     for task, classes in TASK_MAPPING.items():
         if native in classes.values():
             return task
@@ -231,7 +232,7 @@ def _tags(report: Report, inherited: dict[str, Any], sentences: bool) -> list[st
 
 
 def _title(compact: PreTrainedModel, report: Report, base_model: str | None) -> str:
-    base = base_model or native_model_class(type(compact)).__name__
+    base = base_model or native_class(type(compact)).__name__
     return f"{base.rpartition('/')[2]}-{report.method}-{report.ratio:.0f}x"
 
 
@@ -240,7 +241,7 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
     link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "its card"
     original = base_model or "PATH_OR_HUB_ID_OF_THE_ORIGINAL"
     return {
-        "base": link if base_model else f"A {native_model_class(type(compact)).__name__}",
+        "base": link if base_model else f"A {native_class(type(compact)).__name__}",
         "base_reference": link,
         "base_revision": source.get("revision"),
         "method": report.method,
@@ -256,7 +257,7 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "fidelity": _fidelity(report),
         "collisions": f"{report.collisions:,}" if report.collisions else "",
         "still_dense": [(name, _bytes(size)) for name, size in report.other_tables.items()],
-        "auto_class": primary_auto_class(native_model_class(type(compact))),
+        "auto_class": primary_auto_class(native_class(type(compact))),
         "version": __version__,
         "command": command_of(source, original, "OUTPUT") if source else "",
         "placeholders": _placeholders(source, base_model),

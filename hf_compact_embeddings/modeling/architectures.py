@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
@@ -26,15 +26,11 @@ StoredTables = dict[str, tuple[StructureConfig, StructureLayout | None]]
 
 @dataclasses.dataclass(frozen=True)
 class InputTable:
-    """A native input table: the module, where it stands, and the modules whose weight is tied to it.
-
-    `scores` tells whether one of them is an output layer.
-    """
+    """A native input table: the module, where it stands, and the modules whose weight is tied to it."""
 
     module: nn.Embedding
     paths: tuple[str, ...]
     tied_paths: tuple[str, ...]
-    scores: bool
 
     @property
     def scale(self) -> float:
@@ -81,8 +77,7 @@ def find_input_table(model: PreTrainedModel) -> InputTable:
                 f"{name} ties its input table to `{path}`, a {type(model.get_submodule(path)).__name__}: "
                 "looked for nn.Embedding and nn.Linear."
             )
-    scores = any(isinstance(model.get_submodule(path), nn.Linear) for path in tied_paths)
-    return InputTable(module, paths, tied_paths, scores)
+    return InputTable(module, paths, tied_paths)
 
 
 def _tied_parameters(model: PreTrainedModel, names: set[str]) -> set[str]:
@@ -219,13 +214,3 @@ def _drop_ties(model: PreTrainedModel) -> None:
             if target in present and source in present
         }
         set_tied_weights_keys(submodel, ties)
-
-
-def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
-    """Return the dense matrices of a compact model with a row for each token: untied heads, per-layer tables."""
-    homes = tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, CompactEmbedding))
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.ndim == 2 and parameter.shape[0] == rows and not name.startswith(homes)
-    }

@@ -1,6 +1,8 @@
 """Compact model and config classes: `CompactBertForMaskedLM` is `BertForMaskedLM` with a compact table.
 
 The classes are made on demand from the native ones, by name: `modeling_compact.Compact<native name>`.
+
+In a checkpoint, this code lies without the docstrings of its functions and classes: hf_compact_embeddings has them.
 """
 
 from __future__ import annotations
@@ -8,16 +10,15 @@ from __future__ import annotations
 import copy
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from .architectures import INPUT_TABLE, install_structures, read_stored_tables
-from .code_files import changed_files, code_record, shipped_files
+from .code_files import code_record, shipped_files, warn_of_changed_code, write_files
 from .errors import CheckpointError
 from .options import StructureConfig
 from .structure import CompactEmbedding
@@ -29,18 +30,15 @@ from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
 from .tied import TiedHead, adopt_tied_modules
 from .transformers_internals import (
-    auto_map_of,
     cached_file_or_none,
     commit_of,
     heads_of,
     mark_as_initialized,
     meta_device_safe_creation_ops,
-    native_config_class,
+    native_class,
     registered_model_class,
     zeros_,
 )
-
-logger = logging.get_logger(__name__)
 
 PREFIX = "Compact"
 # What tells a compact model: in cards, and among the tags of its repository.
@@ -53,8 +51,6 @@ _model_classes: dict[str, type[PreTrainedModel]] = {}
 
 
 if TYPE_CHECKING:
-    from typing import Self
-
     from transformers import PreTrainedConfig as _NativeConfig
     from transformers import PreTrainedModel as _NativeModel
 else:
@@ -142,7 +138,7 @@ class CompactModelMixin(_NativeModel):
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        model._report_changed_code(source)
+        warn_of_changed_code(model.config.compact_code, source)
         model._compact_card = None if source is None else model._card_of(source, kwargs)
         for path, structure in model.compact_tables.items():
             model._refuse_damaged_table(path, structure, info)
@@ -153,19 +149,6 @@ class CompactModelMixin(_NativeModel):
             raise RuntimeError(f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}.")
         # Annotated as the native ones are, whose pair is not in their annotation either.
         return (model, info) if output_loading_info else model  # type: ignore[return-value]
-
-    def _report_changed_code(self, source: object) -> None:
-        """Warn if code files are not those that were saved: beside this file as remote code, else in the folder."""
-        remote = __name__.startswith("transformers_modules")
-        folder = Path(__file__).parent if remote else Path(str(source))
-        changed = changed_files(self.config.compact_code, folder) if remote or folder.is_dir() else []
-        if changed:
-            logger.warning(
-                f"The code files of {str(source)!r} are not those that were saved with it: {', '.join(changed)} "
-                f"differ from the SHA-256 that `compact_code` in its configuration records. "
-                + ("This code is running now. " if remote else "This code was not run: the installed package was. ")
-                + "Load the checkpoint from where you trust it, at a pinned revision, or save it again."
-            )
 
     def _refuse_damaged_table(self, path: str, structure: CompactEmbedding, info: dict[str, Any]) -> None:
         inside = path + "."
@@ -276,14 +259,9 @@ class CompactModelMixin(_NativeModel):
 def _register_inner_class(config: PreTrainedConfig) -> None:
     """Let `AutoModel.from_config(config)`, which generic heads call, find the compact base class."""
     if registered_model_class(type(config)) is None:
-        native = heads_of(native_config_class(type(config)).model_type).get("AutoModel")
+        native = heads_of(native_class(type(config)).model_type).get("AutoModel")
         if native is not None:
             AutoModel.register(type(config), model_class(getattr(transformers, native)), exist_ok=True)
-
-
-def native_model_class(compact: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """Return the native class that a compact model class was made from."""
-    return next(base for base in compact.__mro__ if base.__module__.startswith("transformers."))
 
 
 class CompactConfigMixin(_NativeConfig):
@@ -311,11 +289,11 @@ class CompactConfigMixin(_NativeConfig):
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as any configuration does, with the code that reads the tables beside it."""
         files = self.code_that_reads_it()
-        self.auto_map = auto_map_of(type(self), PREFIX)
+        native = native_class(type(self))
+        classes = {"AutoConfig": native.__name__, **heads_of(native.model_type)}
+        self.auto_map = {auto_class: f"modeling_compact.{PREFIX}{name}" for auto_class, name in classes.items()}
         self.compact_code = code_record(files)
-        os.makedirs(save_directory, exist_ok=True)
-        for name, content in files.items():
-            Path(save_directory, name).write_bytes(content)
+        write_files(save_directory, files)
         super().save_pretrained(save_directory, *args, **kwargs)
 
     @classmethod

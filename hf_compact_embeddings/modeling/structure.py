@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from .codes import is_traced, pack_codes, unpack_codes
-from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
+from .errors import CheckpointError, UnsupportedArchitectureError, config_error
 from .options import STORAGE_DTYPES, StructureConfig, StructureLayout
 from .tied import TableOutline
 
 _ROWS_PER_CHUNK = 8192
-_PRIVATE_ID_BITS = 32
+PRIVATE_ID_BITS = 32
 
 
 class CompactEmbedding(nn.Module):
@@ -136,14 +136,14 @@ class CompactEmbedding(nn.Module):
 
     def require_ids(self, ids: Tensor) -> None:
         """Raise if an id has no row, as a dense table does; on a GPU nobody waits for the answer."""
-        if is_traced() or ids.device.type not in ("cpu", "meta") or not ids.numel():
+        if is_traced() or not ids.numel():
             return
-        if ids.device.type == "meta":
-            if self.device.type != "meta":
-                raise UnsupportedArchitectureError(
-                    "The model moved the ids to where the table's `weight` says it is, which is an outline without "
-                    "values: looked for ids on the device of the model."
-                )
+        if ids.device.type == "meta" != self.device.type:
+            raise UnsupportedArchitectureError(
+                "The model moved the ids to where the table's `weight` says it is, which is an outline without "
+                "values: looked for ids on the device of the model."
+            )
+        if ids.device.type != "cpu":
             return
         least, most = ids.aminmax()
         if least < 0 or most >= self.num_embeddings:
@@ -212,8 +212,10 @@ class CompactEmbedding(nn.Module):
         """
         if num_embeddings < 1:
             raise config_error("num_embeddings", num_embeddings, "a table needs at least 1 row")
-        old_count = self.num_embeddings
-        ids, vectors = self.private_id_list(), self.private_or_empty()
+        old_count, trainable = self.num_embeddings, True
+        ids, vectors = self.private_id_list(), torch.empty(0, self.embedding_dim, device=self.device, dtype=self.dtype)
+        if self.private_vectors is not None:
+            vectors, trainable = self.private_vectors, self.private_vectors.requires_grad
         if num_embeddings > old_count:
             added = num_embeddings - old_count
             if new_rows is None:
@@ -229,7 +231,6 @@ class CompactEmbedding(nn.Module):
                 self.layout = dataclasses.replace(self.layout, coded_rows=num_embeddings)
             if self.padding_idx is not None and self.padding_idx >= num_embeddings:
                 self.padding_idx = None
-        trainable = self.private_vectors is None or self.private_vectors.requires_grad
         self.num_embeddings = num_embeddings
         self.set_private_rows(ids, vectors)
         if self.private_vectors is not None:
@@ -243,7 +244,7 @@ class CompactEmbedding(nn.Module):
         if self.private_ids is None:
             return torch.empty(0, dtype=torch.int64, device=self.device)
         if is_traced():
-            return unpack_codes(self.private_ids, 1, _PRIVATE_ID_BITS).squeeze(-1)
+            return unpack_codes(self.private_ids, 1, PRIVATE_ID_BITS).squeeze(-1)
         # The same without arithmetic, for little-endian machines, which are all that torch runs on.
         return self.private_ids.view(torch.int32).squeeze(-1).long()
 
@@ -253,14 +254,8 @@ class CompactEmbedding(nn.Module):
         self._allocate_private_rows(ids.numel(), like=vectors)
         self.layout = dataclasses.replace(self.layout, private_rows=ids.numel())
         if self.private_ids is not None and self.private_vectors is not None:
-            self.private_ids.copy_(pack_codes(ids.unsqueeze(-1), _PRIVATE_ID_BITS))
+            self.private_ids.copy_(pack_codes(ids.unsqueeze(-1), PRIVATE_ID_BITS))
             self.private_vectors.copy_(vectors)
-
-    def private_or_empty(self) -> Tensor:
-        """Return the exact rows (m, D), also where there are none."""
-        if self.private_vectors is not None:
-            return self.private_vectors
-        return torch.empty(0, self.embedding_dim, device=self.device, dtype=self.dtype)
 
     def _allocate_private_rows(self, count: int, like: Tensor | None = None) -> None:
         """Make room for `count` rows of the device and dtype of `like`, without values."""
@@ -268,7 +263,7 @@ class CompactEmbedding(nn.Module):
         vectors, ids = None, None
         if count:
             vectors = nn.Parameter(torch.empty(count, self.embedding_dim, device=device, dtype=dtype))
-            ids = torch.empty(count, _PRIVATE_ID_BITS // 8, dtype=torch.uint8, device=device)
+            ids = torch.empty(count, PRIVATE_ID_BITS // 8, dtype=torch.uint8, device=device)
         self.register_parameter("private_vectors", vectors)
         self.register_buffer("private_ids", ids)
 
@@ -293,7 +288,7 @@ class CompactEmbedding(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the tensors are."""
-        return next(tensor for tensor in self.state_dict().values()).device
+        return next(iter(self.state_dict().values())).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -333,32 +328,18 @@ class CompactEmbedding(nn.Module):
         return f"{self.num_embeddings}, {self.embedding_dim}, method={self.options.method!r}, bytes={self.nbytes}"
 
 
-def private_row_bytes(options: StructureConfig, width: int) -> int:
-    """Return the bytes of a row that is stored exactly."""
-    return width * options.float_bytes + _PRIVATE_ID_BITS // 8
-
-
 # By the name of the method. Each file `structure_<method>.py` adds its own when it is imported.
 _STRUCTURES: dict[str, type[CompactEmbedding]] = {}
 _Structure = TypeVar("_Structure", bound=type[CompactEmbedding])
 
 
 def register_structure(structure_class: _Structure) -> _Structure:
-    """Add a structure class to those that checkpoints can name; it must be whole, and its method's name new."""
-    name = structure_class.__name__
-    for attribute in ("options_class", "layout_class"):
-        if not hasattr(structure_class, attribute):
-            raise TypeError(f"{name} lacks the class attribute `{attribute}`: name its dataclass there.")
-    for method in ("layout_for", "coded_vectors", "coded_scores", "reset_parameters", "keep_rows"):
-        if not any(method in vars(base) for base in structure_class.__mro__ if base not in CompactEmbedding.__mro__):
-            raise TypeError(f"{name} lacks `{method}()`: see what CompactEmbedding says of it.")
-    method_name = getattr(structure_class.options_class, "method", None)
-    if not isinstance(method_name, str):
-        raise TypeError(f"{structure_class.options_class.__name__} lacks `method`, the name of the method.")
-    taken = _STRUCTURES.get(method_name)
+    """Add a structure class to those that checkpoints can name; its method's name must be new."""
+    name, method = structure_class.__name__, structure_class.options_class.method
+    taken = _STRUCTURES.get(method)
     if taken is not None and (taken.__module__, taken.__qualname__) != (structure_class.__module__, name):
-        raise TypeError(f"The method {method_name!r} is {taken.__name__} already: take another name for {name}.")
-    _STRUCTURES[method_name] = structure_class
+        raise TypeError(f"The method {method!r} is {taken.__name__} already: take another name for {name}.")
+    _STRUCTURES[method] = structure_class
     return structure_class
 
 
@@ -372,15 +353,3 @@ def structure_class_of(method: object) -> type[CompactEmbedding]:
     if not isinstance(method, str) or method not in _STRUCTURES:
         raise config_error("method", method, "known methods are " + ", ".join(map(repr, methods())))
     return _STRUCTURES[method]
-
-
-def make_config(method: str, **options: object) -> StructureConfig:
-    """Build the options of a method; unknown ones raise."""
-    options_class = structure_class_of(method).options_class
-    known = [field.name for field in dataclasses.fields(options_class)]
-    unknown = sorted(set(options) - set(known))
-    if unknown:
-        raise CompactConfigError(
-            f"method {method!r} has no option {', '.join(map(repr, unknown))}; its options are {', '.join(known)}."
-        )
-    return options_class(**options)  # type: ignore[arg-type]

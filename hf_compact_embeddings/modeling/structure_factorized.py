@@ -31,7 +31,7 @@ from .options import StructureConfig, StructureLayout, choice, flag, integer, nu
 from .structure import CompactEmbedding, register_structure
 
 _INITIAL_RANGE = 0.02
-_INT8_ZERO = 128
+INT8_ZERO = 128
 _DEFAULT_RATIO = 10.0
 _ROWS_PER_CHUNK = 8192
 
@@ -192,7 +192,7 @@ class FactorizedEmbedding(CompactEmbedding):
         """Return codes (..., k) of rows."""
         if self.codes is not None:
             return self.codes[rows] if isinstance(rows, slice) else F.embedding(rows, self.codes)
-        return (self.code_bytes[rows].to(self.code_scales.dtype) - _INT8_ZERO) * self.code_scales[rows].unsqueeze(-1)
+        return (self.code_bytes[rows].to(self.code_scales.dtype) - INT8_ZERO) * self.code_scales[rows].unsqueeze(-1)
 
     def _activation(self, codes: Tensor) -> Tensor:
         assert self.hidden_weight is not None and self.hidden_bias is not None
@@ -225,12 +225,6 @@ class FactorizedEmbedding(CompactEmbedding):
                 chunk = chunk * self.row_scales[rows].float()
             scores.append(chunk * codes.any(-1))
         return torch.cat(scores, dim=-1)
-
-    @torch.no_grad()
-    def set_int8_codes(self, codes: Tensor, scales: Tensor) -> None:
-        """Store int8 codes (V, k) and the scale of each row (V,)."""
-        self.code_bytes.copy_((codes.to(torch.int16) + _INT8_ZERO).to(torch.uint8))
-        self.code_scales.copy_(scales)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Scales of rows are float16 whatever else is stored."""

@@ -24,14 +24,7 @@ from torch import Tensor, nn
 from .codes import is_traced
 from .errors import CompactConfigError, UnsupportedArchitectureError, config_error
 from .extra_inputs import extra_input, take_extra_inputs
-from .hash_variants import (
-    INITIAL_STD,
-    AddVariant,
-    BucketVariant,
-    HashVariant,
-    PoolVariant,
-    ProjVariant,
-)
+from .hash_variants import INITIAL_STD, AddVariant, BucketVariant, HashVariant, PoolVariant, ProjVariant
 from .hashing import (
     HASH_VERSION,
     MIN_WORD_ID,

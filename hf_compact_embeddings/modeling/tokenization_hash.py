@@ -11,12 +11,13 @@ from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer, PreTrai
 from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.utils import PaddingStrategy
 
+from .code_files import shipped_files, write_files
 from .errors import config_error
 from .hash_encoding import NO_SIGNATURE, HashEncoding, Words, samples_of, windows
 from .hash_words import spelling, word_spans
 from .hashing import HASH_VERSION, MAX_WORD_CHARS, HashSettings, Memo, WordHasher
 from .subword_pieces import PIECES_FILE, SubwordPieces, digest_of, serialized_pieces
-from .transformers_internals import set_built_in_tokens, warn_of_length
+from .tokenizer_internals import set_built_in_tokens, warn_of_length
 
 _MAX_CACHED_WORDS = 1 << 18
 _SPECIAL_TOKENS = {
@@ -109,7 +110,8 @@ class CompactHashTokenizer(PreTrainedTokenizer):
         return self.added_tokens_encoder
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:
-        """Save the subword tokenizer where one gives the pieces; otherwise there is nothing to save."""
+        """Save the subword tokenizer where one gives the pieces, and the code: Transformers has copied it whole."""
+        write_files(save_directory, shipped_files(__file__))
         if self._pieces_json is None:
             return ()
         path = Path(save_directory) / (f"{filename_prefix}-" * bool(filename_prefix) + PIECES_FILE)

@@ -18,7 +18,8 @@ from ..checkpoints import load_tokenizer
 from ..evidence.texts import HubTexts, read_texts
 from ..model_outputs import is_masked_lm
 from ..modeling.errors import CompactConfigError, config_error
-from ..modeling.modeling_compact import CompactModelMixin, native_model_class
+from ..modeling.modeling_compact import CompactModelMixin
+from ..modeling.transformers_internals import native_class
 from .losses import choose_losses, predicts, run
 from .matching import fingerprint, require_match, require_same_tokens
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch
@@ -133,7 +134,7 @@ def _loaded(
     if not isinstance(teacher, str | Path):
         return teacher
     require_same_tokens(tokenizer, load_tokenizer(teacher), str(teacher))
-    return native_model_class(type(compact)).from_pretrained(teacher)
+    return native_class(type(compact)).from_pretrained(teacher)
 
 
 def _encoder(

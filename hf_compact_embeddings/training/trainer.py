@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from ..finetuning.trainer import MeanLossTrainer
 from ..modeling.errors import CompactEmbeddingsError
-from ..modeling.transformers_internals import checkpoint_function, prepared_inputs, set_checkpoint_function
+from ..transformers_internals import checkpoint_function, prepared_inputs, set_checkpoint_function
 from .losses import Outputs, Target, predicts, run, target_of, total_loss
 from .rows import split_batch
 

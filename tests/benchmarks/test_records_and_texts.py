@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.util
 import io
 import json
+import re
 import sys
 import tarfile
 import zipfile
@@ -25,6 +27,21 @@ def test_a_command_does_not_say_where_files_are(monkeypatch: pytest.MonkeyPatch)
         " --set f=8"
     )
     assert record.command() == expected
+
+
+BENCHMARKS = Path(record.__file__).parents[1]
+RECORDS = sorted(BENCHMARKS.glob("*/results/*.json"))
+# From the path of a script that is gone to the name of the module that does its work now.
+README = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+RENAMED = dict(re.findall(r"^\| `python (\S+)` \| `python -m ([\w.]+)", README, re.MULTILINE))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: "/".join((path.parts[-3], path.stem)))
+def test_what_made_a_record_can_be_found(path: Path) -> None:
+    recorded = re.search(r"python (?:-m )?(benchmarks\S+)", json.loads(path.read_text()).get("command", ""))
+    if recorded is not None:
+        module = RENAMED.get(recorded[1], recorded[1])
+        assert importlib.util.find_spec(module), f"{recorded[1]}: benchmarks/README.md does not say what it is now"
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from ..tools import assert_same_outputs, outputs_of, storages
 
 BERT_HEADS = heads_of("bert")
 OTHER_ARCHITECTURES = [name for name in ARCHITECTURES if name not in ("bert", "llama-untied")]
+OTHER_HEADS = [(name, auto) for name in OTHER_ARCHITECTURES for auto in heads_of(tiny_config(name).model_type)]
 
 
 def assert_is_compact(compact: PreTrainedModel, dense: PreTrainedModel) -> None:
@@ -45,22 +46,26 @@ def test_every_head_of_bert(auto_class: str, case: Case, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("architecture", OTHER_ARCHITECTURES)
-def test_every_head_of_other_architectures(architecture: str, tmp_path) -> None:
-    case = first_cases("project", "dense")[0]
-    heads = heads_of(tiny_config(architecture).model_type)
-    assert len(heads) > 1
-    for auto_class, head in heads.items():
-        dense, compact = compress_tiny(architecture, case, head=head)
-        try:
-            outputs_of(dense)
-        except IndexError:
-            # A native head that reads what its native body does not give: multiple choice in some releases.
-            continue
-        assert_is_compact(compact, dense)
-        assert_same_outputs(compact, hce.decompress(compact), 1e-5)
-        compact.save_pretrained(tmp_path / auto_class)
-        loaded = getattr(transformers, auto_class).from_pretrained(tmp_path / auto_class)
-        assert_same_outputs(loaded, compact)
+def test_other_architectures_have_several_heads(architecture: str) -> None:
+    assert len(heads_of(tiny_config(architecture).model_type)) > 1
+
+
+@pytest.mark.parametrize("architecture, auto_class", OTHER_HEADS)
+def test_every_head_of_other_architectures(architecture: str, auto_class: str, tmp_path) -> None:
+    head = heads_of(tiny_config(architecture).model_type)[auto_class]
+    dense, compact = compress_tiny(architecture, first_cases("project", "dense")[0], head=head)
+    try:
+        outputs_of(dense)
+    except IndexError as error:
+        # In some releases this head reads what its native body does not give; nothing else may fail by itself.
+        if not head.endswith("ForMultipleChoice"):
+            raise
+        pytest.skip(f"the native {head} of Transformers {transformers.__version__} raises {error!r}")
+    assert_is_compact(compact, dense)
+    assert_same_outputs(compact, hce.decompress(compact), 1e-5)
+    compact.save_pretrained(tmp_path)
+    loaded = getattr(transformers, auto_class).from_pretrained(tmp_path)
+    assert_same_outputs(loaded, compact)
 
 
 @for_pairs("project", "dense")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.modeling.code_files import shipped_files
+from hf_compact_embeddings.modeling.code_files import shipped_files, without_docstrings
 from hf_compact_embeddings.modeling.transformers_internals import heads_of
 
 from ..cases import Case, compress_tiny, for_each_method, for_pairs
@@ -136,7 +136,7 @@ def test_what_a_checkpoint_says_and_carries(case: Case, tmp_path: Path) -> None:
     shipped = {path.name: path.read_bytes() for path in tmp_path.glob("*.py")}
     assert shipped == shipped_files(PACKAGE / "modeling" / "modeling_compact.py", {case.method})
     for name in shipped.keys() - {"modeling_compact.py"}:
-        assert shipped[name] == (PACKAGE / "modeling" / name).read_bytes(), name
+        assert shipped[name] == without_docstrings((PACKAGE / "modeling" / name).read_bytes()), name
     assert not [path for path in tmp_path.rglob("*") if path.suffix in {".bin", ".pt", ".pkl"}]
     loaded = AutoConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == compact.config.to_dict() | {"_name_or_path": str(tmp_path)}

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, DebertaV2Config, DebertaV2ForMaskedLM
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.modeling.architectures import dense_tables, embedding_scale, find_input_table
+from hf_compact_embeddings.evaluation.report import dense_tables
+from hf_compact_embeddings.modeling.architectures import embedding_scale, find_input_table
 from hf_compact_embeddings.modeling.errors import UnsupportedArchitectureError
 
 from ..tiny_models import ARCHITECTURES, VOCABULARY, tiny_config, tiny_model

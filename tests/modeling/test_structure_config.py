@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings.fitting.methods import make_config
 from hf_compact_embeddings.modeling.architectures import read_stored_tables
 from hf_compact_embeddings.modeling.errors import CheckpointError, CompactConfigError, CompactEmbeddingsError
 from hf_compact_embeddings.modeling.options import StructureLayout
-from hf_compact_embeddings.modeling.structure import make_config
 from hf_compact_embeddings.modeling.structure_subspace import SubspaceEmbedding
 
 from ..cases import build_structure, compress_tiny, for_each_method

@@ -11,12 +11,15 @@ import pytest
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
+from hf_compact_embeddings.checkpoints import changed_code
+from hf_compact_embeddings.modeling.code_files import shipped_files
 from hf_compact_embeddings.modeling.errors import CheckpointError, CompactConfigError
 from hf_compact_embeddings.modeling.hashing import HashSettings
 from hf_compact_embeddings.modeling.subword_pieces import SubwordPieces
 from hf_compact_embeddings.modeling.tokenization_hash import CompactHashTokenizer
 
-from ..tools import last_json, run_python
+from ..cases import TINY_CASES, compress_tiny
+from ..tools import PACKAGE, last_json, run_python
 
 HASHES = pytest.mark.parametrize("hashing", ["md", "lsh"])
 TEXTS = ["one two three four five six seven", "a b", "", "alpha beta gamma delta"]
@@ -72,6 +75,16 @@ def test_a_process_without_the_package_gives_the_same_ids(tmp_path: Path) -> Non
     folders = [tmp_path / hashing for hashing in expected]
     output = run_python(code, json.dumps(texts), *folders, home=tmp_path / "home", without_package=True)
     assert last_json(output) == expected
+    shipped = shipped_files(PACKAGE / "modeling" / "tokenization_hash.py")
+    for folder in (*folders, *(folder / "again" for folder in folders)):
+        assert {path.name: path.read_bytes() for path in folder.glob("*.py")} == shipped, folder
+
+
+def test_saved_beside_a_model_it_leaves_the_models_code_as_it_was(tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", TINY_CASES["hash"][0])
+    compact.save_pretrained(tmp_path)
+    CompactHashTokenizer().save_pretrained(tmp_path)
+    assert changed_code(tmp_path) == []
 
 
 @HASHES

@@ -8,8 +8,8 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from hf_compact_embeddings.modeling.modeling_compact import PREFIX
-from hf_compact_embeddings.modeling.transformers_internals import CONFIG_MAPPING_NAMES
 from hf_compact_embeddings.registration import compact_class_names
+from hf_compact_embeddings.transformers_internals import CONFIG_MAPPING_NAMES
 
 from ..tools import PACKAGE
 
