@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import io
 import itertools
 import math
@@ -21,7 +20,8 @@ from ..evidence.texts import HubTexts, Text, single_texts
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
 from ..progress import Step, step, steps, tell
 from .calibration import blend, calibrate, encoder_for
-from .losses import choose_losses, predicts, run, target_of, total_loss
+from .losses import predicts, run, target_of, total_loss
+from .recipes import Recipe, recipe_for
 from .rows import Collator, HeldRows, split_batch
 from .trainer import CalibrationError
 
@@ -33,44 +33,6 @@ _HELD_OUT_SHARE, _LEAST_HELD_OUT, _MOST_HELD_OUT = 0.1, 32, 256
 # Of the minutes: for making texts, and for what no estimate foresees.
 _SHARE_TO_MAKE_TEXTS, _SHARE_IN_RESERVE = 0.15, 0.1
 _TRIAL_STEPS = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """Settings of calibration.
-
-    Attributes:
-        losses: weights by name.
-        max_length: of a text in tokens.
-        batch: texts a step.
-        learning_rate: of the layers.
-        table_learning_rate: of the table.
-        most_passes: over the texts.
-    """
-
-    losses: Mapping[str, float]
-    max_length: int
-    batch: int
-    learning_rate: float
-    table_learning_rate: float
-    most_passes: int = 12
-
-
-# Up to this many times smaller than in float32, the learning rates of layers and table: those of
-# `benchmarks/calibration/experiments`. What has lost little must move little.
-_RATES = ((10.0, 2e-5, 0.002), (50.0, 1e-4, 0.005), (250.0, 1e-4, 0.01), (math.inf, 2e-4, 0.02))
-_SENTENCE_LOSSES = {"all_states": 2.0, "sentence": 1.0, "relations": 1.0}
-
-
-def recipe_for(compact: PreTrainedModel) -> Recipe:
-    """Return the settings that were measured to be safe for a model of this kind at this rate."""
-    structure = compact.compact_embedding
-    ratio = 4 * structure.num_embeddings * structure.embedding_dim / structure.nbytes
-    rate, table_rate = next((rate, table_rate) for most, rate, table_rate in _RATES if ratio <= most)
-    losses = choose_losses(compact, True, None)
-    if predicts(losses):
-        return Recipe(losses, 128, 16, rate, table_rate)
-    return Recipe(_SENTENCE_LOSSES, 64, 32, rate, table_rate)
 
 
 def refine(compact: PreTrainedModel, evidence: Evidence, minutes: float, began: float) -> PreTrainedModel:
