@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, HfArgum
 
 from hf_compact_embeddings import CompactConfigError, KeepCompactCard
 from hf_compact_embeddings.finetuning.classification import ClassificationTask, find_task, task_of_rows
-from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, predict_labels, run_stages
 from hf_compact_embeddings.finetuning.trainer import classification_trainer, leave_process_group
+from hf_compact_embeddings.scripts import DataArguments, ModelArguments, predict_labels, run_stages
 
 
 @dataclasses.dataclass

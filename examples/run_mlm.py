@@ -22,8 +22,8 @@ from transformers import (
 
 from hf_compact_embeddings import KeepCompactCard
 from hf_compact_embeddings.finetuning.data import require_columns, stream_pieces
-from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages
 from hf_compact_embeddings.finetuning.trainer import MeanLossTrainer, leave_process_group
+from hf_compact_embeddings.scripts import DataArguments, ModelArguments, run_stages
 
 
 @dataclasses.dataclass

@@ -14,8 +14,8 @@ from transformers import AutoModelForQuestionAnswering, HfArgumentParser, Traini
 
 from hf_compact_embeddings import KeepCompactCard
 from hf_compact_embeddings.finetuning.question_answering import QuestionAnsweringTask
-from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages, write_answers
 from hf_compact_embeddings.finetuning.trainer import answer_trainer, leave_process_group, predicted_answers
+from hf_compact_embeddings.scripts import DataArguments, ModelArguments, run_stages, write_answers
 
 
 @dataclasses.dataclass

@@ -20,10 +20,10 @@ from transformers import AutoModel, HfArgumentParser, PreTrainedTokenizerBase, T
 from hf_compact_embeddings import KeepCompactCard
 from hf_compact_embeddings.evaluation.sentences import sts_correlation
 from hf_compact_embeddings.finetuning.data import number_in, require_columns
-from hf_compact_embeddings.finetuning.scripts import DataArguments, ModelArguments, run_stages
 from hf_compact_embeddings.finetuning.trainer import MeanLossTrainer, leave_process_group
 from hf_compact_embeddings.model_outputs import mean_pooled
 from hf_compact_embeddings.modeling.errors import CompactConfigError
+from hf_compact_embeddings.scripts import DataArguments, ModelArguments, run_stages
 
 _COLUMNS = ("sentence1", "sentence2", "score")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,10 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from . import effort as efforts
 from .checkpoints import load_dense
-from .evidence import gather, read_texts
+from .effort import Effort
+from .evidence import Evidence, gather, read_texts
 from .evidence.origin import origin_of
 from .fitting import fit_structure, method_of
 from .fitting.methods import make_config
@@ -24,6 +27,7 @@ from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding
 from .modeling.transformers_internals import native_class
 from .planning import plan_for
+from .progress import other_bars_hidden, report, stage
 from .transformers_internals import attention_of, set_attention
 
 
@@ -38,6 +42,9 @@ def compress(
     auto_class: Any = None,
     seed: int = 0,
     device: str | torch.device | None = None,
+    effort: Effort = "balanced",
+    minutes: float | None = None,
+    verbose: bool = False,
     **options: Any,
 ) -> PreTrainedModel:
     """Return a compact copy of a model; the model itself is not changed and shares no memory with the copy.
@@ -58,58 +65,92 @@ def compress(
             configuration names.
         seed: of all random choices in the fit.
         device: where to fit; by default a GPU where there is one.
+        effort: "fast" reads no texts and searches less: seconds. "balanced" fits with care. "best" also calibrates the
+            fit, with all weights, against the model, on `texts` or on texts that are made. Some of them are held out
+            and say how far to go, so that on these it never ends worse than the fit. Options that are given hold.
+        minutes: that the whole may take with "best"; by default 10.
+        verbose: say on stderr what goes on, and at the end what the time was spent on.
         options: fields of the method's configuration; where `plan()` chooses, the budget and what holds in any case.
     """
-    # 1. Check what is asked for, before anything slow: options, and whether there are texts.
-    config = None if method is None else _method_config(method, options)
+    began = time.perf_counter()
+    # 1. Check what is asked for, before anything slow: effort, options, and whether there are texts.
+    config = None if method is None else _method_config(method, options, effort)
+    efforts.require_sense(effort, minutes, tokenizer, options.get("init") if config is None else config.init)
     texts = None if texts is None else read_texts(texts)
-    # 2. Find the table in the model, and everything that is tied to it.
-    if isinstance(model, str | Path):
-        model = load_dense(model, auto_class)
+    with report(aloud=verbose, table=verbose):
+        # 2. Find the table in the model, and everything that is tied to it.
+        if isinstance(model, str | Path):
+            with stage("Loading the model"):
+                model = load_dense(model, auto_class)
+        compact_class, table = _require_compressible(model)
+        # 3. Gather what is known about its rows.
+        evidence = gather(
+            model,
+            table,
+            tokenizer=tokenizer,
+            token_counts=token_counts,
+            texts=texts,
+            languages=languages,
+            seed=seed,
+            device=device,
+        )
+        # 4. Choose a configuration where only a budget was given, and fit.
+        if config is None:
+            with stage("Planning"):
+                config = plan_for(evidence, cheap=efforts.cheap_settings(effort), **options)[0].config
+        from_scratch = config.init == "random"
+        needs = method_of(config).needs(config)
+        with stage("Fitting"):
+            source = evidence.fit_source(needs, private_rows=config.private_rows, from_scratch=from_scratch)
+            structure = fit_structure(config, source)
+        # 5. Put the structure and copies of the other weights together, note what the table was made from, and with
+        # time to spend train both.
+        with stage("Assembling"):
+            compact = _assemble(model, compact_class, table, structure)
+        compact.config.compact_source = origin_of(
+            model,
+            config,
+            seed,
+            tokenizer=tokenizer is not None,
+            texts=texts is not None,
+            token_counts=token_counts if isinstance(token_counts, str) else token_counts is not None,
+            languages=evidence.asked_languages,
+            evidence=None if from_scratch else evidence.in_words(needs),
+        )
+        if effort == "best":
+            compact = _calibrated(compact, evidence, minutes, began)
+    return compact
+
+
+def _method_config(method: str | StructureConfig, options: dict[str, Any], effort: Effort) -> StructureConfig:
+    if isinstance(method, str):
+        # An unknown method or option is told by what makes the configuration.
+        config = make_config(method, **options)
+        cheap = efforts.of_fields(efforts.cheap_settings(effort) or {}, type(config))
+        config = make_config(method, **{**cheap, **options})
+    elif options:
+        raise CompactConfigError(f"`{next(iter(options))}` cannot be given beside a configuration: set it there.")
+    else:
+        config = efforts.with_effort(method, effort)
+    return config
+
+
+def _calibrated(compact: PreTrainedModel, evidence: Evidence, minutes: float | None, began: float) -> PreTrainedModel:
+    with stage("Calibrating"):
+        # Trainer takes seconds to import.
+        from .training.refinement import refine
+
+        return refine(compact, evidence, efforts.DEFAULT_MINUTES if minutes is None else minutes, began)
+
+
+def _require_compressible(model: PreTrainedModel) -> tuple[type[PreTrainedModel], InputTable]:
+    """Return the compact class and the input table of a model; raise if it has none that can be made compact."""
     if isinstance(model, CompactModelMixin):
         raise CompactConfigError(f"`model` is a {type(model).__name__}, which is compact already.")
     compact_class = _compact_class(model)
     table = find_input_table(model)
     _require_true_ties(model, table)
-    # 3. Gather what is known about its rows.
-    evidence = gather(
-        model,
-        table,
-        tokenizer=tokenizer,
-        token_counts=token_counts,
-        texts=texts,
-        languages=languages,
-        seed=seed,
-        device=device,
-    )
-    # 4. Choose a configuration where only a budget was given, and fit.
-    if config is None:
-        config = plan_for(evidence, **options)[0].config
-    from_scratch = config.init == "random"
-    needs = method_of(config).needs(config)
-    source = evidence.fit_source(needs, private_rows=config.private_rows, from_scratch=from_scratch)
-    structure = fit_structure(config, source)
-    # 5. Put the structure and copies of the other weights together, and note what the table was made from.
-    compact = _assemble(model, compact_class, table, structure)
-    compact.config.compact_source = origin_of(
-        model,
-        config,
-        seed,
-        tokenizer=tokenizer is not None,
-        texts=texts is not None,
-        token_counts=token_counts if isinstance(token_counts, str) else token_counts is not None,
-        languages=evidence.asked_languages,
-        evidence=None if from_scratch else evidence.in_words(needs),
-    )
-    return compact
-
-
-def _method_config(method: str | StructureConfig, options: dict[str, Any]) -> StructureConfig:
-    if isinstance(method, str):
-        return make_config(method, **options)
-    if options:
-        raise CompactConfigError(f"`{next(iter(options))}` cannot be given beside a configuration: set it there.")
-    return method
+    return compact_class, table
 
 
 def _compact_class(model: PreTrainedModel) -> type[PreTrainedModel]:
@@ -164,7 +205,8 @@ def _load(
     target: type[PreTrainedModel], config: Any, state: dict[str, Tensor], source: PreTrainedModel
 ) -> PreTrainedModel:
     """Load a state the way a checkpoint is loaded, and carry over what a checkpoint does not hold."""
-    result = target.from_pretrained(None, config=config, state_dict=state, dtype=source.dtype)
+    with other_bars_hidden():
+        result = target.from_pretrained(None, config=config, state_dict=state, dtype=source.dtype)
     result.to(source.device)
     result.train(source.training)
     result.name_or_path = result.config.name_or_path = source.config.name_or_path

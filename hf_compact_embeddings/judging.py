@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from .fitting import FitSource, Method, fit_structure
@@ -18,6 +17,7 @@ from .fitting.spectrum import covariance, metric_roots
 from .modeling.errors import CompactConfigError
 from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding
+from .progress import step
 
 # Of a table that is fitted to, and of one whose plan is known and only has to be tried.
 _FITTED_ROWS, _CODED_ROWS = 8192, 2048
@@ -69,7 +69,7 @@ class Judge:
 
     def judged(self, candidates: Sequence[tuple[Method, StructureConfig]]) -> Iterator[Judged]:
         """Yield those candidates that keep the budget: first those that plan for themselves, the likeliest first."""
-        with tqdm(total=len(candidates), desc="Planning", unit="candidate", leave=False, delay=1.0) as progress:
+        with step("Judging candidates", len(candidates)) as progress:
             foreseen = [
                 (config, self._foreseen(method, config)) for method, config in candidates if method.predict is not None
             ]

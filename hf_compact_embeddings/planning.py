@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .checkpoints import load_dense
+from .effort import of_fields
 from .evidence import Evidence, gather, read_texts
 from .fitting import Method, registered_methods
 from .fitting.methods import private_row_bytes
@@ -19,6 +20,7 @@ from .judging import Judge
 from .modeling.architectures import find_input_table
 from .modeling.errors import CompactConfigError, config_error
 from .modeling.options import BUDGETS, StructureConfig
+from .progress import report, stage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +68,7 @@ def plan(
     private_rows: int = 0,
     tied: bool | None = None,
     seed: int = 0,
+    verbose: bool = False,
     **options: Any,
 ) -> list[Plan]:
     """Return the candidates of all methods that keep a budget, the least predicted error first.
@@ -82,29 +85,33 @@ def plan(
         private_rows: room is left for so many rows that are kept exactly, those special tokens among them.
         tied: whether an output head scores through the table; read from the model by default.
         seed: of the sample and the fits.
+        verbose: say on stderr what the time was spent on.
         options: what holds in any case; methods without such an option are no candidates.
     """
-    texts = None if texts is None else read_texts(texts)
-    if isinstance(model, str | Path):
-        model = load_dense(model)
-    evidence = gather(
-        model,
-        find_input_table(model),
-        tokenizer=tokenizer,
-        token_counts=token_counts,
-        texts=texts,
-        languages=languages,
-        seed=seed,
-    )
-    return plan_for(
-        evidence,
-        ratio=ratio,
-        max_bytes=max_bytes,
-        bits_per_weight=bits_per_weight,
-        private_rows=private_rows,
-        tied=tied,
-        **options,
-    )
+    with report(table=verbose):
+        texts = None if texts is None else read_texts(texts)
+        if isinstance(model, str | Path):
+            with stage("Loading the model"):
+                model = load_dense(model)
+        evidence = gather(
+            model,
+            find_input_table(model),
+            tokenizer=tokenizer,
+            token_counts=token_counts,
+            texts=texts,
+            languages=languages,
+            seed=seed,
+        )
+        with stage("Planning"):
+            return plan_for(
+                evidence,
+                ratio=ratio,
+                max_bytes=max_bytes,
+                bits_per_weight=bits_per_weight,
+                private_rows=private_rows,
+                tied=tied,
+                **options,
+            )
 
 
 def plan_for(
@@ -115,20 +122,27 @@ def plan_for(
     bits_per_weight: float | None = None,
     private_rows: int = 0,
     tied: bool | None = None,
+    cheap: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> list[Plan]:
-    """Return what `plan()` does, from evidence that is gathered already."""
+    """Return what `plan()` does, from evidence that is gathered already.
+
+    With `cheap`, settings that save time, candidates have these where they have such a field and `options` says nothing
+    of it; and those that only a fit to a sample can judge are left out where there are others.
+    """
     weight = evidence.table.module.weight.detach()
     rows, width = weight.shape
     budget = _budget(weight, {"ratio": ratio, "max_bytes": max_bytes, "bits_per_weight": bits_per_weight})
     # Which rows are the most frequent only counts tell; room is left for so many all the same.
     counted = evidence.counts is not None
     source = evidence.fit_source(
-        {"counts"} if options.get("metric") == "plain" else {"counts", "sensitivity"},
+        {"counts"} if {**(cheap or {}), **options}.get("metric") == "plain" else {"counts", "sensitivity"},
         private_rows=private_rows if counted else 0,
     )
     kept = max(private_rows, source.private_ids.numel())
     found = _with_options(_candidates(rows, width, budget, kept), options)
+    if cheap is not None:
+        found = _cheap(found, {name: value for name, value in cheap.items() if name not in options})
     if tied is None:
         tied = source.tied
     judge = Judge(dataclasses.replace(source, tied=bool(tied)), budget)
@@ -186,6 +200,17 @@ def _with_options(
             f"No candidate has the options {', '.join(map(repr, options))}; the candidates are of {methods}."
         )
     return [(method, config) for config, method in set_in.items()]
+
+
+def _cheap(
+    found: list[tuple[Method, StructureConfig]], settings: Mapping[str, Any]
+) -> list[tuple[Method, StructureConfig]]:
+    """Leave those that foresee their fit, if there are any, and put in settings that save time."""
+    foreseen = [(method, config) for method, config in found if method.predict is not None]
+    return [
+        (method, dataclasses.replace(config, **of_fields(settings, type(config))))
+        for method, config in foreseen or found
+    ]
 
 
 def _smallest(rows: int, width: int) -> int:

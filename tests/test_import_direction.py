@@ -24,16 +24,16 @@ SHIPPED = [path for path in MODELING if path.name != "__init__.py"]
 # The rooms from the ground up, and the files beside them; one may import what stands on a lower line, and nothing else.
 # Rooms of a line do not import each other.
 FLOORS = (
-    ("version", "modeling"),
+    ("version", "modeling", "progress"),
     ("transformers_internals",),
-    ("registration", "kernels", "fitting", "model_outputs", "checkpoints"),
+    ("registration", "kernels", "fitting", "model_outputs", "checkpoints", "effort"),
     ("evidence",),
     ("judging",),
     ("planning",),
-    ("compression",),
     ("finetuning",),
     ("training", "evaluation"),
-    ("hub", "export"),
+    ("compression",),
+    ("hub", "export", "scripts"),
     ("cli",),
     ("__init__",),
 )

@@ -49,6 +49,11 @@ def add_token_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare how to ask where the time went."""
+    parser.add_argument("--verbose", action="store_true", help="say on stderr what the time was spent on")
+
+
 def add_text_arguments(parser: argparse.ArgumentParser, purpose: str, required: bool = False) -> None:
     """Declare where texts are and in which columns."""
     parser.add_argument(

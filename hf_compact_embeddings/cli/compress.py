@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 
+from .. import progress
 from ..checkpoints import load_dense, load_tokenizer, require_free_folder, write_checkpoint
 from ..compression import compress
+from ..effort import DEFAULT_MINUTES
 from ..evaluation.report import inspect
 from ..hub import write_card
 from ..modeling.errors import CompactConfigError
 from .arguments import (
     add_budget_arguments,
     add_token_arguments,
+    add_verbose_argument,
     auto_class,
     budget_options,
     parse_setting,
@@ -38,29 +41,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_token_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of all random choices")
     parser.add_argument("--device", help="where to fit; by default a GPU where there is one")
+    parser.add_argument(
+        "--effort",
+        default="balanced",
+        metavar="EFFORT",
+        help="fast (seconds), balanced (default), or best, which calibrates the fit against the original as well",
+    )
+    parser.add_argument(
+        "--minutes", type=float, metavar="N", help=f"that best may take; by default {DEFAULT_MINUTES:g}"
+    )
+    add_verbose_argument(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Compress, save, and report."""
+    with progress.report(aloud=True, table=options.verbose):
+        return _run(options)
+
+
+def _run(options: argparse.Namespace) -> Outcome:
     require_free_folder(options.output)
     settings = dict(parse_setting(setting) for setting in options.options)
     budget = budget_options(options)
     if (options.method is None) == (not budget):
         raise CompactConfigError("Give either `--method`, with its options, or one of the budgets.")
     evidence = token_options(options)
-    dense = load_dense(options.model, None if options.head is None else auto_class(options.head))
-    tokenizer = load_tokenizer(options.model)
+    head = None if options.head is None else auto_class(options.head)
+    with progress.stage("Loading the model"):
+        dense, tokenizer = load_dense(options.model, head), load_tokenizer(options.model)
     compact = compress(
         dense,
         options.method,
         tokenizer=tokenizer,
         seed=options.seed,
         device=options.device,
+        effort=options.effort,
+        minutes=options.minutes,
         **evidence,
         **settings,
         **budget,
     )
-    report = inspect(compact, against=dense)
-    written = write_checkpoint(compact, options.output, tokenizer, options.model)
-    write_card(written, compact, report)
+    with progress.stage("Inspecting and saving"):
+        report = inspect(compact, against=dense)
+        written = write_checkpoint(compact, options.output, tokenizer, options.model)
+        write_card(written, compact, report)
     return Outcome(report.to_dict() | {"output": str(written)}, f"{report}\n{'written to':<24}{written}")

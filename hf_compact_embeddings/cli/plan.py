@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from .. import progress
 from ..checkpoints import load_dense, load_tokenizer
 from ..modeling.options import StructureConfig
 from ..planning import Plan, plan
-from .arguments import add_budget_arguments, add_token_arguments, budget_options, token_options
+from .arguments import add_budget_arguments, add_token_arguments, add_verbose_argument, budget_options, token_options
 from .outcome import Outcome, table
 
 # What every method has, and what the size shows already.
@@ -21,18 +22,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_budget_arguments(parser)
     add_token_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the sample and the fits")
+    add_verbose_argument(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Try all candidates on a sample."""
     evidence = token_options(options)
-    plans = plan(
-        load_dense(options.model),
-        tokenizer=load_tokenizer(options.model),
-        seed=options.seed,
-        **evidence,
-        **budget_options(options),
-    )
+    with progress.report(aloud=True, table=options.verbose):
+        with progress.stage("Loading the model"):
+            dense, tokenizer = load_dense(options.model), load_tokenizer(options.model)
+        plans = plan(dense, tokenizer=tokenizer, seed=options.seed, **evidence, **budget_options(options))
     return Outcome({"plans": [found.to_dict() for found in plans]}, _text(plans))
 
 

@@ -42,6 +42,7 @@ class Report:
         code_bytes: of these files.
         other_tables: further dense matrices with a row a token, and their bytes: untied heads and their like.
         evidence: what the fit was told beside the table, where it is known.
+        calibration: how it was trained after the fit, where it was.
         relative_mse: Σ|ê − e|² / Σ|e − ē|² over all rows.
         mean_cosine: mean over the rows of the cosine between ê and e.
         shannon_bound: the relative MSE that a Gaussian source of the same covariance allows at this rate.
@@ -65,6 +66,7 @@ class Report:
     code_bytes: int
     other_tables: dict[str, int]
     evidence: str | None = None
+    calibration: dict[str, Any] | None = None
     relative_mse: float | None = None
     mean_cosine: float | None = None
     shannon_bound: float | None = None
@@ -94,6 +96,8 @@ class Report:
             yield "still dense", f"{name}: {size:,} bytes"
         if self.evidence is not None:
             yield "fitted with", self.evidence
+        if self.calibration is not None:
+            yield "calibrated", _calibration_in_words(self.calibration)
         if self.relative_mse is not None:
             yield "relative MSE", f"{self.relative_mse:.4f}   (Shannon bound {self.shannon_bound:.4f})"
             yield "above the bound", f"{self.gap_db:.2f} dB"
@@ -111,6 +115,7 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
     if not isinstance(compact, CompactModelMixin):
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
     structure = compact.compact_embedding
+    source = compact.config.compact_source or {}
     rows, width = structure.num_embeddings, structure.embedding_dim
     table = None
     if against is not None:
@@ -136,12 +141,22 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
         model_bytes=_saved_bytes(compact, structure),
         code_files=len(code),
         code_bytes=sum(map(len, code.values())),
-        evidence=(compact.config.compact_source or {}).get("evidence"),
+        evidence=source.get("evidence"),
+        calibration=source.get("calibration"),
         other_tables={
             name: tensor.numel() * tensor.element_size() for name, tensor in dense_tables(compact, rows).items()
         },
         **({} if table is None else fidelity(structure, table)),
     )
+
+
+def _calibration_in_words(calibration: dict[str, Any]) -> str:
+    """Say how far calibration went, and what it brought where that was measured."""
+    share, held_out = calibration.get("share"), calibration.get("held_out_loss")
+    parts = [f"{calibration['steps']:,} steps"] if "steps" in calibration else []
+    parts += [] if share is None else [f"{share:.0%} of the way"]
+    parts += [] if held_out is None else [f"held-out loss {held_out['fit']:.4f} -> {held_out['now']:.4f}"]
+    return ", ".join(parts)
 
 
 def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:

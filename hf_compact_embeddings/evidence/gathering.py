@@ -15,6 +15,7 @@ from transformers.utils import logging
 from ..fitting import FitSource
 from ..modeling.architectures import InputTable
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
+from ..progress import stage
 from .exact_rows import exact_rows
 from .frequencies import count_tokens, counts_from_tokenizer, given_counts
 from .made_texts import made_texts
@@ -81,9 +82,14 @@ class Evidence:
     @cached_property
     def counts(self) -> Tensor | None:
         """How often each token occurs (V,), or None where nothing tells."""
-        rows, tokenizer = self.table.module.num_embeddings, self.tokenizer
-        if self.counts_from in ("given", "uniform") or tokenizer is None:
+        if self.counts_from in ("given", "uniform") or self.tokenizer is None:
             return self.given_counts
+        with stage("Counting tokens"):
+            return self._counted(self.tokenizer)
+
+    def _counted(self, tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
+        """Count tokens where the counts come from."""
+        rows = self.table.module.num_embeddings
         if self.counts_from == "texts" and self.texts is not None:
             return count_tokens(self.texts, tokenizer, rows)
         own = counts_from_tokenizer(tokenizer, rows)
@@ -119,24 +125,32 @@ class Evidence:
         """The texts that were given, or else texts that are made; None without a tokenizer."""
         if self.texts is not None or self.tokenizer is None:
             return self.texts
-        rows = self.table.module.num_embeddings
-        counts = torch.ones(rows) if self.counts is None else self.counts
-        return read_texts(made_texts(self.model, self.tokenizer, counts, self.languages, self.seed))
+        return read_texts(self.made_texts(self.tokenizer, self.seed))
+
+    def made_texts(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:
+        """Make texts; another seed gives others."""
+        counts = torch.ones(self.table.module.num_embeddings) if self.counts is None else self.counts
+        with stage("Making texts"):
+            return made_texts(self.model, tokenizer, counts, self.languages, seed)
 
     @cached_property
     def contextual_states(self) -> Tensor:
         """Each token's mean contextual state (V, H)."""
-        if self.readable_texts is None or self.tokenizer is None:
+        texts = self.readable_texts
+        if texts is None or self.tokenizer is None:
             raise CompactConfigError(_UNMET["contextual_states"])
-        return contextual_states(self.readable_texts, self.tokenizer, self.model)
+        with stage("Reading states"):
+            return contextual_states(texts, self.tokenizer, self.model)
 
     @cached_property
     def sensitivity(self) -> Tensor | None:
         """What an error in a row costs, as a positive semi-definite matrix (D, D); None where it cannot be found."""
-        if self.tokenizer is None or self.readable_texts is None:
+        texts = self.readable_texts
+        if self.tokenizer is None or texts is None:
             return None
         try:
-            return sensitivity_metric(self.readable_texts, self.tokenizer, self.model, self.seed)
+            with stage("Reading sensitivities"):
+                return sensitivity_metric(texts, self.tokenizer, self.model, self.seed)
         except CompactEmbeddingsError:
             raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:

@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..model_outputs import is_masked_lm, mean_pooled
 from ..modeling.architectures import InputTable, find_input_table
 from ..modeling.errors import CompactConfigError
+from ..progress import steps
 from .states import base_encoder
 from .texts import Text, text_batches
 
@@ -133,7 +133,7 @@ def _batches(texts: Iterable[Text]) -> Iterator[list[str]]:
     first = next(text_batches(texts, "Reading texts", _TEXTS), [])
     first.sort(key=len)
     starts = range(0, len(first), _TEXTS_PER_BATCH)
-    for start in tqdm(starts, desc="Reading sensitivities", unit="batch", leave=False, delay=1.0):
+    for start in steps(starts, "Reading batches"):
         yield first[start : start + _TEXTS_PER_BATCH]
 
 

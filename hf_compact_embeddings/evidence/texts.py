@@ -8,9 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import tqdm
-
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
+from ..progress import step
 from .text_files import SUFFIXES, FileRows, is_text_file
 
 # A text, or two that a model reads together.
@@ -108,7 +107,7 @@ def text_batches(texts: Iterable[Text], description: str, size: int) -> Iterator
     if isinstance(texts, str):
         raise CompactConfigError("`texts` is one string, but it must be an iterable of strings.")
     singles = single_texts(texts)
-    with tqdm(desc=description, unit="text", leave=False, delay=1.0) as progress:
+    with step(description) as progress:
         while batch := list(islice(singles, size)):
             if kept := [text for text in batch if text]:
                 yield kept

@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from ..modeling.errors import CompactEmbeddingsError, config_error
+from ..progress import steps
 from .direction_loss import DirectionLoss
 from .factorization import (
     Factors,
@@ -139,7 +139,7 @@ def fit_autoencoder(
     trainer = _Trainer(table, rank, options, weights, seed)
     trainer.start(watch)
     passes = options.passes if trainer.active.numel() else 0
-    for epoch in tqdm(range(passes), desc="autoencoder", unit="epoch", leave=False, delay=1.0):
+    for epoch in steps(range(passes), "Training the autoencoder"):
         loss = float(trainer.run_epoch(epoch))
         if not math.isfinite(loss) or not trainer.is_finite():
             raise FitDivergedError(f"The autoencoder diverged in epoch {epoch + 1} of {passes}: its loss is {loss}.")

@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 from transformers.utils import logging
 
 from ..modeling.options import STORAGE_DTYPES
 from ..modeling.structure_blocks import BlocksConfig, BlocksEmbedding, BlocksLayout
+from ..progress import steps
 from .allocation import code_lengths, expected_error, row_statistics
 from .block_plan import BlockPlan, BlockSizes, plan_blocks
 from .coded_basis import basis_bytes, store_basis
@@ -160,7 +160,7 @@ def _codebooks(options: BlocksConfig, source: FitSource, weights: Tensor, frame:
     blocks_of_row = torch.tensor(plan.blocks)[frame.tiers[ids]]
     codebooks = torch.zeros(entries, sum(plan.widths))
     start = 0
-    for block, width in enumerate(tqdm(plan.widths, desc="Clustering blocks", unit="block", leave=False, delay=1.0)):
+    for block, width in enumerate(steps(plan.widths, "Clustering blocks")):
         mine = blocks_of_row > block
         part = points[mine, start : start + width]
         part_weights = None if sampled_weights is None else sampled_weights[mine]

@@ -23,6 +23,7 @@ from ..modeling.structure_rotated import (
     RotatedLayout,
     length_counts_of,
 )
+from ..progress import steps
 from . import trellis
 from .allocation import code_lengths, expected_error, row_statistics
 from .clusters import Clusters, choose_clusters, find_clusters, first_coordinates
@@ -199,7 +200,7 @@ def _coded(options: RotatedConfig, source: FitSource, frame: _Frame, only: Tenso
     bits = torch.tensor(plan.bits, dtype=torch.uint8).view(len(members), -1)
     tiers, codes = torch.empty(len(table), dtype=torch.int64), []
     structure.gains.zero_()
-    for tier, ids in enumerate(members):
+    for tier, ids in enumerate(steps(members, "Coding tiers")):
         tiers[ids] = tier
         mean = _rounded(mean_row(rest, frame.weights.axes, ids), options)
         structure.means[tier] = mean

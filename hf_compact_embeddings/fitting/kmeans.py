@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor
+
+from ..progress import Step, step
 
 # Distances held at once: 2^21 float32 values are 8 MB, which stays in a CPU's cache. A GPU wants more.
 _DISTANCES_PER_CHUNK = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -18,7 +21,7 @@ _TOLERANCE = 1e-4
 
 
 def assign(
-    points: Tensor, centroids: Tensor, progress: tqdm | None = None, with_distances: bool = True
+    points: Tensor, centroids: Tensor, progress: Step | None = None, with_distances: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Find the nearest centroid of every point, problem by problem.
 
@@ -91,7 +94,7 @@ def kmeans(
         generator: of the random choices.
         iterations: rounds at the most.
         device: where to compute.
-        description: what the progress bar says; None: no bar.
+        description: what the line of progress says; None: what it says already.
 
     Returns:
         The centroids (P, n, d) and the nearest one of each point (V, P).
@@ -99,10 +102,8 @@ def kmeans(
     rows, problems, width = points.shape
     group = max(1, _SAMPLE_VALUES // (min(rows, entries * _SAMPLES_PER_CENTROID) * width))
     total = (iterations + 1) * rows * problems
-    hidden = description is None
-    with tqdm(
-        total=total, desc=description, unit="point", unit_scale=True, leave=False, delay=1.0, disable=hidden
-    ) as progress:
+    shown = contextlib.nullcontext(Step("")) if description is None else step(description, total)
+    with shown as progress:
         found = [
             _cluster(part, entries, weights, generator, iterations, device, progress)
             for part in points.split(group, dim=1)
@@ -117,7 +118,7 @@ def _cluster(
     generator: torch.Generator,
     iterations: int,
     device: torch.device,
-    progress: tqdm,
+    progress: Step,
 ) -> tuple[Tensor, Tensor]:
     """Cluster the problems of a group, which share a sample."""
     sample, sample_weights = sample_rows(points, entries, weights, generator)
@@ -134,8 +135,8 @@ def _cluster(
         previous = error
         centroids, mass = centroid_means(sample, indices, entries, sample_weights)
         _refill(centroids, mass, sample, _weighted(distances, sample_weights))
-    # What a sample and an early end have saved.
-    progress.total -= spared * points.shape[1]
+    # What a sample and an early end have saved is done.
+    progress.done += spared * points.shape[1]
     del sample, sample_weights
     indices, _ = assign(points, centroids, progress, with_distances=False)
     return centroids, indices

@@ -295,7 +295,7 @@ def _placeholders(source: dict[str, Any], base_model: str | None) -> str:
 
 
 def _other_weights(calibration: dict[str, Any] | None) -> str:
-    if calibration is None or calibration["trains"] == "tables":
+    if calibration is None or calibration.get("share") == 0 or calibration["trains"] == "tables":
         return "The other weights were copied from the original when it was compressed."
     return "The other weights started as the original's and were trained with the table."
 
@@ -304,10 +304,14 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
     """Say how a model was trained after the fit."""
     if calibration is None:
         return ""
+    share, held_out = calibration.get("share"), calibration.get("held_out_loss")
+    if share == 0 and held_out:
+        return "Calibrating it was tried, and made it worse on held-out texts, so that all values are those of the fit."
     goal = "against the original" if calibration["teacher"] else "on text alone"
     losses = ", ".join(f"{name} {weight:g}" for name, weight in calibration["losses"].items())
-    share = calibration.get("share")
     kept = "" if share is None else f" Of the way from the fit to there, its values went {share:.0%}."
+    if held_out:
+        kept += f" The loss on held-out texts was {held_out['fit']:.4f} after the fit, and is {held_out['now']:.4f}."
     return (
         f"After that it was calibrated {goal}: {calibration['steps']:,} steps of {calibration['batch_size']:,} texts, "
         f'`trains="{calibration["trains"]}"`, losses {losses}, learning rates {calibration["learning_rate"]:g} and '

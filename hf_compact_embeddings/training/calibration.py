@@ -73,7 +73,7 @@ def calibrate(
         collator = Collator(tokenizer)
         weights = choose_losses(compact, teacher is not None or is_cache(cache), losses)
         require_match(compact, teacher, tokenizer, weights)
-        encoder = _encoder(compact, tokenizer, weights, max_length, predicted_share, arguments.seed)
+        encoder = encoder_for(compact, tokenizer, weights, max_length, predicted_share, arguments.seed)
         rows = _rows(texts, encoder, teacher, weights, cache, arguments)
         held_out = _held_out(eval_texts, encoder, teacher, weights)
         with _trainable(compact, trains, collator, rows, arguments):
@@ -137,7 +137,7 @@ def _loaded(
     return native_class(type(compact)).from_pretrained(teacher)
 
 
-def _encoder(
+def encoder_for(
     compact: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     losses: Mapping[str, float],
@@ -145,6 +145,7 @@ def _encoder(
     share: float | None,
     seed: int,
 ) -> Encoder:
+    """Return what turns texts into the rows that the losses of a model need; the arguments are `calibrate`'s."""
     if share is not None and not 0 < share <= 1:
         raise CompactConfigError(f"`predicted_share` is {share!r}, but it must be above 0 and at most 1.")
     if max_length < 3:

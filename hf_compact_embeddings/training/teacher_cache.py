@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedModel
 
 from ..modeling.errors import CheckpointError, CompactConfigError
+from ..progress import step
 from .losses import predicts, run, target_of
 from .rows import Collator, Row, split_batch
 
@@ -55,13 +55,13 @@ def write_cache(
     counts: list[int] = []
     try:
         iterator = iter(rows)
-        with tqdm(desc="Asking the teacher", unit="text", leave=False, delay=1.0) as progress:
+        with step("Asking the teacher") as asked:
             while shard := list(islice(iterator, _ROWS_PER_SHARD)):
                 for chosen in _batches(shard, batch_size):
                     answered = _ask([shard[index] for index in chosen], teacher, collator, losses)
                     for index, row in zip(chosen, answered, strict=True):
                         shard[index] = row
-                    progress.update(len(chosen))
+                    asked.update(len(chosen))
                 _write_shard(path / _shard_name(len(counts)), shard)
                 counts.append(len(shard))
     finally:

@@ -18,7 +18,7 @@ from hf_compact_embeddings.finetuning.classification import GLUE, find_task, tas
 from hf_compact_embeddings.finetuning.data import read_rows
 from hf_compact_embeddings.finetuning.metrics import compute, interval_95, squad_metrics
 from hf_compact_embeddings.finetuning.question_answering import QuestionAnsweringTask
-from hf_compact_embeddings.finetuning.scripts import ModelArguments
+from hf_compact_embeddings.scripts import ModelArguments
 
 from ..cases import compress_tiny, first_cases
 from ..evaluation.test_tasks import questions

@@ -17,11 +17,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..compression import compress
-from ..modeling.errors import CompactConfigError
-from .classification import ClassificationTask
-from .data import Rows, read_rows
-from .trainer import trainable
+from .compression import compress
+from .finetuning.classification import ClassificationTask
+from .finetuning.data import Rows, read_rows
+from .finetuning.trainer import trainable
+from .modeling.errors import CompactConfigError
 
 
 def _flag(default: Any, text: str) -> Any:
