@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Collection, Iterator
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging
@@ -139,13 +139,19 @@ _REPORT: ContextVar[Report | None] = ContextVar("report", default=None)
 def _may_show() -> bool:
     if are_progress_bars_disabled() or not logging.is_progress_bar_enabled():
         return False
-    return sys.stderr is not None and sys.stderr.isatty()
+    screen = _screen()
+    return screen is not None and screen.isatty()
+
+
+def _screen() -> TextIO | None:
+    """Return where the line is shown; programs without a console have none."""
+    return sys.stderr
 
 
 def _write(text: str) -> None:
-    if sys.stderr is not None:
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    if (screen := _screen()) is not None:
+        screen.write(text)
+        screen.flush()
 
 
 @contextlib.contextmanager

@@ -24,11 +24,17 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.fixture(autouse=True)
+def no_order_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The suite runs with the bars of the Hub's library off by an environment variable, which goes before all calls."""
+    monkeypatch.setattr(sys.modules["huggingface_hub.utils.tqdm"], "HF_HUB_DISABLE_PROGRESS_BARS", None)
+
+
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     """A terminal on which everything is drawn at once."""
     screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(progress, "_screen", lambda: screen)
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN", 0.0)
     monkeypatch.setattr(progress, "are_progress_bars_disabled", lambda: False)
@@ -88,7 +94,8 @@ def switch_off_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def redirect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    screen = progress._screen()
+    monkeypatch.setattr(screen, "isatty", lambda: False)
 
 
 def be_short(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +161,7 @@ def test_verbose_says_where_the_time_went(capsys: pytest.CaptureFixture) -> None
     assert stages <= told.keys()
     # Each line is rounded to a tenth.
     in_all = told.pop("In all")
-    assert abs(in_all - wall) < 0.15 and abs(sum(told.values()) - in_all) <= 0.05 * (len(told) + 1)
+    assert abs(in_all - wall) < 0.05 * wall + 0.15 and abs(sum(told.values()) - in_all) <= 0.05 * (len(told) + 1)
     hce.plan(tiny_model(), **options)
     assert {"Planning", "Counting tokens", "In all"} <= seconds_told(capsys.readouterr().err).keys()
     hce.compress(tiny_model(), "scalar")

@@ -19,8 +19,8 @@ from torch import Tensor
 from .principal_axes import PrincipalAxes
 
 _BINS = 20
-# So many fix the variances of a bin to a few hundredths.
-_ROWS_PER_BIN = 4096
+# So many fix the variances of a bin to a hundredth.
+_ROWS_PER_BIN = 16384
 # The price of a bit is searched for between e^-40 and e^6 of the mean error of a row: 22 halvings of the logarithm
 # leave it within a hundred-thousandth.
 _LOG_PRICES = (-40.0, 6.0)

@@ -18,7 +18,7 @@ from .tier_plan import CentroidStatistics
 
 # Further axes hold little of what rows have in common: centroids fitted to them would be fitted to single rows.
 _AXES = 64
-_ITERATIONS = 8
+_ITERATIONS = 12
 _ROUNDS = 12
 _CHUNK = 8192
 # Of rows to centroids: 2^22 float32 values are 16 MB.
