@@ -12,7 +12,8 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -225,14 +226,21 @@ def other_bars_hidden() -> Iterator[None]:
         yield
         return
     hub_shows = not are_progress_bars_disabled()
-    logging.disable_progress_bar()
+    _switch(logging.disable_progress_bar)
     try:
         yield
     finally:
-        # Both switch the Hub's bars, too.
-        logging.enable_progress_bar()
+        # This switches the Hub's bars on, too.
+        _switch(logging.enable_progress_bar)
         if not hub_shows:
-            disable_progress_bars()
+            _switch(disable_progress_bars)
+
+
+def _switch(bars: Callable[[], object]) -> None:
+    with warnings.catch_warnings():
+        # The Hub warns where the environment decides on its bars.
+        warnings.simplefilter("ignore")
+        bars()
 
 
 def tell(message: str) -> None:

@@ -6,7 +6,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
@@ -18,6 +18,9 @@ from hf_compact_embeddings import progress
 from .tiny_models import tiny_model
 from .tools import tiny_tokenizer
 
+# The module, whose name a class of it hides.
+HUB_BARS = sys.modules["huggingface_hub.utils.tqdm"]
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
@@ -25,15 +28,17 @@ class Terminal(io.StringIO):
 
 
 @pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     """A terminal on which everything is drawn at once."""
     screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
+    # What captures output puts its own stderr in place, after this.
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=screen))
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 0.0)
     monkeypatch.setattr(progress, "_SECONDS_BETWEEN", 0.0)
-    monkeypatch.setattr(progress, "are_progress_bars_disabled", lambda: False)
+    monkeypatch.setattr(HUB_BARS, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(HUB_BARS, "progress_bar_states", {})
     monkeypatch.setattr(logging, "_tqdm_active", True)
-    yield screen
+    return screen
 
 
 def work() -> None:
@@ -79,31 +84,33 @@ def test_a_line_that_is_too_long_is_cut(terminal: Terminal, monkeypatch: pytest.
     assert max(map(len, terminal.getvalue().split("\r"))) == 19
 
 
-def switch_off_the_hub(_: pytest.MonkeyPatch) -> None:
+def switch_off_the_hub(_: pytest.MonkeyPatch, terminal: Terminal) -> None:
     disable_progress_bars()
 
 
-def switch_off_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def decide_in_the_environment(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+    monkeypatch.setattr(HUB_BARS, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+
+
+def switch_off_transformers(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
     monkeypatch.setattr(logging, "_tqdm_active", False)
 
 
-def redirect(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+def redirect(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
+    monkeypatch.setattr(terminal, "isatty", lambda: False)
 
 
-def be_short(monkeypatch: pytest.MonkeyPatch) -> None:
+def be_short(monkeypatch: pytest.MonkeyPatch, terminal: Terminal) -> None:
     monkeypatch.setattr(progress, "_QUIET_SECONDS", 1.0)
 
 
-@pytest.mark.parametrize("switch", [switch_off_the_hub, switch_off_transformers, redirect, be_short])
+SWITCHES = [switch_off_the_hub, decide_in_the_environment, switch_off_transformers, redirect, be_short]
+
+
+@pytest.mark.parametrize("switch", SWITCHES)
 def test_where_nobody_looks_nothing_is_shown(terminal: Terminal, monkeypatch: pytest.MonkeyPatch, switch) -> None:
-    monkeypatch.setattr(progress, "are_progress_bars_disabled", are_progress_bars_disabled)
-    enable_progress_bars()
-    switch(monkeypatch)
-    try:
-        work()
-    finally:
-        enable_progress_bars()
+    switch(monkeypatch, terminal)
+    work()
     assert terminal.getvalue() == ""
 
 
@@ -114,14 +121,12 @@ def test_without_a_stderr_nothing_breaks(monkeypatch: pytest.MonkeyPatch) -> Non
         progress.tell("Anybody?")
 
 
-def test_bars_of_transformers_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    for hub in (True, False):
-        (enable_progress_bars if hub else disable_progress_bars)()
-        monkeypatch.setattr(logging, "_tqdm_active", True)
-        with progress.other_bars_hidden():
-            assert not logging.is_progress_bar_enabled()
-        assert logging.is_progress_bar_enabled() and are_progress_bars_disabled() is not hub
-    enable_progress_bars()
+@pytest.mark.parametrize("hub", [True, False])
+def test_bars_of_transformers_come_back(terminal: Terminal, hub: bool) -> None:
+    (enable_progress_bars if hub else disable_progress_bars)()
+    with progress.other_bars_hidden():
+        assert not logging.is_progress_bar_enabled()
+    assert logging.is_progress_bar_enabled() and are_progress_bars_disabled() is not hub
 
 
 def test_each_second_counts_once() -> None:
