@@ -12,9 +12,10 @@ import dataclasses
 import shutil
 import sys
 import time
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from contextvars import ContextVar
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
 from transformers.utils import logging
@@ -139,19 +140,13 @@ _REPORT: ContextVar[Report | None] = ContextVar("report", default=None)
 def _may_show() -> bool:
     if are_progress_bars_disabled() or not logging.is_progress_bar_enabled():
         return False
-    screen = _screen()
-    return screen is not None and screen.isatty()
-
-
-def _screen() -> TextIO | None:
-    """Return where the line is shown; programs without a console have none."""
-    return sys.stderr
+    return sys.stderr is not None and sys.stderr.isatty()
 
 
 def _write(text: str) -> None:
-    if (screen := _screen()) is not None:
-        screen.write(text)
-        screen.flush()
+    if sys.stderr is not None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager
@@ -231,14 +226,21 @@ def other_bars_hidden() -> Iterator[None]:
         yield
         return
     hub_shows = not are_progress_bars_disabled()
-    logging.disable_progress_bar()
+    _switch(logging.disable_progress_bar)
     try:
         yield
     finally:
-        # Both switch the Hub's bars, too.
-        logging.enable_progress_bar()
+        # This switches the Hub's bars on, too.
+        _switch(logging.enable_progress_bar)
         if not hub_shows:
-            disable_progress_bars()
+            _switch(disable_progress_bars)
+
+
+def _switch(bars: Callable[[], object]) -> None:
+    with warnings.catch_warnings():
+        # The Hub warns where the environment decides on its bars.
+        warnings.simplefilter("ignore")
+        bars()
 
 
 def tell(message: str) -> None:

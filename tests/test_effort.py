@@ -167,7 +167,7 @@ def fit_of(dense: PreTrainedModel, **options: Any) -> PreTrainedModel:
     return hce.compress(dense, "rotated", tokenizer=tiny_tokenizer(), texts=tiny_texts(120), **SMALL, **options)
 
 
-@pytest.mark.parametrize("rate", [3.0, 1e30])
+@pytest.mark.parametrize("rate", [1.0, 1e30])
 def test_what_destroys_leaves_the_fit(rate: float, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     """The one rate makes the model worse, the other ends in values that are not finite."""
     use_recipe(monkeypatch, most_passes=1, learning_rate=rate, table_learning_rate=rate)
@@ -208,7 +208,6 @@ def test_too_few_minutes_say_how_many_it_takes() -> None:
 
 def test_it_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     use_recipe(monkeypatch, most_passes=100_000)
-    best(tiny_model(), minutes=1, texts=tiny_texts(16), **SMALL) if False else None
     began = time.perf_counter()
     noted = calibration_of(best(tiny_model(), minutes=0.1, **SMALL))
     assert noted["steps"] > 5 and time.perf_counter() - began < 6.5
