@@ -1,9 +1,9 @@
 r"""What effort brings: the fit, and what `effort="best"` makes of it in some minutes, by the measure that counts.
 
-    python -m benchmarks.frontier.effort --ratio 100 --minutes 6 --threads 1 \
-        --measure validation=DATA/stsb/en/validation.jsonl test=DATA/stsb/en/test.jsonl --output results/effort_sts.json
-    python -m benchmarks.frontier.effort --model MLM --ratio 25 --minutes 6 --threads 1 \
-        --measure valid=DATA/text/wikitext2/valid.txt --every 4 --output results/effort_masked_lm.json
+    python -m benchmarks.frontier.effort --ratio 100 --minutes 6 --threads 1 --output results/effort_sts.json \
+        --measure validation=DATA/stsb/en/validation.jsonl test=DATA/stsb/en/test.jsonl
+    python -m benchmarks.frontier.effort --model MLM --ratio 25 --minutes 6 --threads 1 --every 4 \
+        --measure valid=DATA/text/wikitext2/valid.txt --output results/effort_masked_lm.json
 
 Files to measure on are JSON lines with the columns of the STS benchmark, or text for the perplexity of a language
 model. Ratios are to the table as it was loaded. Times are of the whole call.
