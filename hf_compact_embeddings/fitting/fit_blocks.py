@@ -63,6 +63,7 @@ def predict_blocks(options: BlocksConfig, source: FitSource) -> Prediction:
     weights, frame = _framed(options, source)
     width = source.table.shape[1]
 
+    @torch.no_grad()
     def coded(ids: Tensor) -> BlocksEmbedding:
         rows = torch.bincount(frame.tiers[ids], minlength=len(frame.plan.rows)).tolist()
         sampled = dataclasses.replace(frame, plan=dataclasses.replace(frame.plan, rows=tuple(rows)))

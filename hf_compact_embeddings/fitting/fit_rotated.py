@@ -177,6 +177,7 @@ def _layout(options: RotatedConfig, plan: TierPlan, clusters: Clusters | None, w
     )
 
 
+@torch.no_grad()
 def _coded(options: RotatedConfig, source: FitSource, frame: _Frame, only: Tensor | None) -> RotatedEmbedding:
     """Return the structure of all rows, or of the sorted rows `only` as part of the whole table's plan."""
     table, plan, clusters = source.table, frame.plan, frame.clusters
