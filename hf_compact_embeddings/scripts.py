@@ -22,6 +22,7 @@ from .finetuning.classification import ClassificationTask
 from .finetuning.data import Rows, read_rows
 from .finetuning.trainer import trainable
 from .modeling.errors import CompactConfigError
+from .settings import parse_setting
 
 
 def _flag(default: Any, text: str) -> Any:
@@ -74,23 +75,13 @@ class ModelArguments:
             return model, tokenizer
         if AutoConfig.from_pretrained(name, revision=revision).model_type.startswith("compact-"):
             raise CompactConfigError(f"`--model_name_or_path` {name!r} is compact already.")
-        options = dict(_option(words) for words in self.compact_options)
+        options = dict(parse_setting(words, "--compact_options") for words in self.compact_options)
         if self.compact_ratio is not None:
             options["ratio"] = self.compact_ratio
         compact = compress(
             model, self.compact_method, tokenizer=tokenizer, texts=self.compact_texts, seed=seed, **options
         )
         return compact, tokenizer
-
-
-def _option(words: str) -> tuple[str, Any]:
-    name, separator, value = words.partition("=")
-    if not separator or not name:
-        raise CompactConfigError(f"`--compact_options` has {words!r}, but each must be name=value.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
 
 
 @dataclasses.dataclass

@@ -91,17 +91,6 @@ def texts_of(options: argparse.Namespace, pair_column: str | None = None) -> Tex
     return every[0] if len(every) == 1 else Texts(every)
 
 
-def parse_setting(setting: str) -> tuple[str, Any]:
-    """Read OPTION=VALUE; numbers, true, false and null as in JSON, anything else as a string."""
-    name, separator, value = setting.partition("=")
-    if not separator or not name:
-        raise CompactConfigError(f"`--set` is {setting!r}, but it must be OPTION=VALUE.")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
 def auto_class(name: str) -> Any:
     """Return the Auto class of a name."""
     if not name.startswith("AutoModel") or not hasattr(transformers, name):

@@ -10,7 +10,8 @@ from typing import Any
 
 from ..checkpoints import load_compact, load_tokenizer, require_free_folder, write_checkpoint
 from ..modeling.errors import CompactConfigError
-from .arguments import add_text_arguments, parse_setting, texts_of
+from ..settings import parse_setting
+from .arguments import add_text_arguments, texts_of
 from .outcome import Outcome
 
 
@@ -62,14 +63,14 @@ def run(options: argparse.Namespace) -> Outcome:
 
     require_free_folder(options.output)
     texts = texts_of(options, options.texts_pair_column)
-    losses = dict(parse_setting(loss) for loss in options.losses) or None
+    losses = dict(parse_setting(loss, "--loss") for loss in options.losses) or None
     settings: dict[str, Any] = {
         "max_steps": -1 if options.steps is None else options.steps,
         "per_device_train_batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
         "seed": options.seed,
         "disable_tqdm": options.json,
-        **dict(parse_setting(setting) for setting in options.settings),
+        **dict(parse_setting(setting, "--set") for setting in options.settings),
     }
     if options.work is not None:
         settings["output_dir"] = options.work

@@ -9,7 +9,7 @@ import sys
 from ..checkpoints import load_compact, load_dense, load_tokenizer
 from ..evaluation.tasks import TASKS, evaluate
 from ..modeling.errors import CompactConfigError
-from .compress import parse_setting
+from ..settings import parse_setting
 from .outcome import Outcome
 
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> Outcome:
             against=None if options.against is None else load_dense(options.against),
             train=options.train,
             seeds=range(options.seeds),
-            args=dict(parse_setting(setting) for setting in options.settings),
+            args=dict(parse_setting(setting, "--set") for setting in options.settings),
             max_length=options.max_length,
         )
     return Outcome(result.to_dict(), str(result))
