@@ -73,24 +73,25 @@ class Judge:
             foreseen = [
                 (config, self._foreseen(method, config)) for method, config in candidates if method.predict is not None
             ]
-            foreseen.sort(key=lambda found: found[1].expected_error)
+            # Options that were asked for may need more than what the candidate was made for.
+            within = [found for found in foreseen if found[1].bytes <= self.budget]
+            within.sort(key=lambda found: found[1].expected_error)
+            progress.update(len(foreseen) - len(within))
             least = None
-            for config, prediction in foreseen:
+            for config, prediction in within:
+                judged = self._tried(config, prediction, within[0][1], least)
+                least = judged.error if least is None else min(least, judged.error)
                 progress.update()
-                # Options that were asked for may need more than what the candidate was made for.
-                if prediction.bytes <= self.budget:
-                    judged = self._tried(config, prediction, foreseen[0][1], least)
-                    least = judged.error if least is None else min(least, judged.error)
-                    yield judged
+                yield judged
             for method, config in candidates:
                 if method.predict is not None:
                     continue
-                progress.update()
                 size = self._stored(method, config)
                 if size <= self.budget:
                     judged = self._fitted(config, size, least)
                     least = judged.error if least is None else min(least, judged.error)
                     yield judged
+                progress.update()
 
     def _foreseen(self, method: Method, config: StructureConfig) -> Prediction:
         """Let a method plan within what rows that are kept exactly leave of a budget; the result counts them in."""

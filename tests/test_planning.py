@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 import hf_compact_embeddings as hce
 from hf_compact_embeddings import judging, planning
 from hf_compact_embeddings.cli.main import main
-from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of
+from hf_compact_embeddings.fitting import FitSource, fit_blocks, fit_rotated, fit_structure, method_of
+from hf_compact_embeddings.fitting import weights as weights_of_rows
+from hf_compact_embeddings.fitting.methods import Prediction
 
 from .tiny_models import tiny_model
 
@@ -81,7 +84,7 @@ def test_bytes_errors_and_order_are_those_of_full_fits(
             assert error > 1.25 * fits[0][1], "only the hopeless are dropped early"
         else:
             assert found.predicted_error == pytest.approx(error, rel=0.05), found.config
-    assert not plans[0].rough
+    assert not plans[0].rough and any(found.rough for found in plans)
     errors = [error for found, (_, error) in zip(plans, fits, strict=True) if not found.rough]
     for better, worse in zip(errors, errors[1:], strict=False):
         assert better < 1.05 * worse, "the order is that of the full fits, but for near ties"
@@ -270,3 +273,44 @@ def test_the_ratio_is_a_floor_at_any_width(width: int) -> None:
             assert predict is not None
             source = FitSource(table, max_bytes=options["max_bytes"])
             assert predict(config, source).bytes == structure.nbytes
+
+
+@pytest.mark.parametrize("likeliest", [0.01, 1e-9])
+def test_a_candidate_beyond_the_budget_is_no_measure_for_others(table: Tensor, likeliest: float) -> None:
+    """Options that were asked for may make one too large; however good that would be, the others are tried."""
+    source = FitSource(table)
+    config = hce.RotatedConfig(max_bytes=TABLE_BYTES // 16)
+    true = method_of(config)
+
+    def too_large(options: hce.StructureConfig, source: FitSource) -> Prediction:
+        found = true.predict(options, source)
+        better = dataclasses.replace(found, bytes=TABLE_BYTES, expected_error=likeliest)
+        return better if options == config else found
+
+    method = dataclasses.replace(true, predict=too_large)
+    others = [dataclasses.replace(config, tiers=tiers) for tiers in (2, 3)]
+    judge = judging.Judge(source, TABLE_BYTES // 16)
+    judged = list(judge.judged([(method, candidate) for candidate in (config, *others)]))
+    assert {one.config for one in judged} == set(others) and not any(one.rough for one in judged)
+
+
+def test_candidates_and_the_fit_share_what_they_find_alike(table: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str] = []
+    for module, name in (
+        (weights_of_rows, "principal_axes"),
+        (fit_rotated, "_find_frame"),
+        (fit_blocks, "_find_frame"),
+    ):
+        find = getattr(module, name)
+
+        def counted(*given: object, find=find, name=f"{module.__name__}.{name}") -> object:
+            found.append(name)
+            return find(*given)
+
+        monkeypatch.setattr(module, name, counted)
+    compact = hce.compress(model_with(table), ratio=16)
+    assert compact.compact_embedding.options.method == "rotated"
+    frames = [name for name in found if name.endswith("_find_frame")]
+    assert len(found) - len(frames) == 1, "axes are found once"
+    planned = [plan for plan in hce.plan(model_with(table), ratio=16) if plan.config.method in ("rotated", "blocks")]
+    assert len(frames) == len(planned), "and each frame once, that of the fit too"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -126,3 +127,30 @@ def test_tensors_are_taken_to_the_cpu() -> None:
     )
     for tensor in (source.table, source.counts, source.features, source.metric, source.private_ids):
         assert type(tensor) is torch.Tensor
+
+
+def test_what_is_found_once_is_found_again_for_anything_else() -> None:
+    table = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    source = FitSource(table, counts=torch.ones(20))
+    asked: list[int] = []
+
+    def find() -> int:
+        asked.append(1)
+        return len(asked)
+
+    assert source.once("axes", find) == source.once("axes", find) == 1
+    assert dataclasses.replace(source, max_bytes=100).once("axes", find) == 1, "a budget changes no axes"
+    assert dataclasses.replace(source, counts=torch.ones(20)).once("axes", find) == 1, "the same counts, once more"
+    changes = {
+        "table": table + 1,
+        "counts": torch.arange(20.0),
+        "multiplicity": torch.full((20,), 2.0),
+        "metric": torch.eye(4),
+        "private_ids": torch.tensor([3]),
+        "tied": True,
+        "seed": 1,
+    }
+    for number, (field, value) in enumerate(changes.items()):
+        assert dataclasses.replace(source, **{field: value}).once("axes", find) == 2 * number + 2, field
+        assert source.once("axes", find) == 2 * number + 3, "and that is not what the first one gets"
+    assert source.once("frame", find) == len(asked), "another name is another thing"
