@@ -21,6 +21,7 @@ from .principal_axes import PrincipalAxes
 _BINS = 20
 # So many fix the variances of a bin to a hundredth.
 _ROWS_PER_BIN = 16384
+_CHUNK = 8192
 # The price of a bit is searched for between e^-40 and e^6 of the mean error of a row: 22 halvings of the logarithm
 # leave it within a hundred-thousandth.
 _LOG_PRICES = (-40.0, 6.0)
@@ -65,9 +66,13 @@ def row_statistics(
         # Rows that lie at even distances in the order stand for all of a large bin.
         step = -(-(end - begin) // _ROWS_PER_BIN)
         ids = order[begin:end:step]
-        weight = weights[ids].double() * ((end - begin) / len(ids))
-        points = (read(ids).float() - mean) @ project
-        sums = (weight.sum(), weight @ points.double(), weight @ points.double().square())
+        sums = [torch.zeros_like(mass[0]), torch.zeros_like(first[0]), torch.zeros_like(second[0])]
+        for chunk in ids.split(_CHUNK):
+            weight = weights[chunk].double() * ((end - begin) / len(ids))
+            points = ((read(chunk).float() - mean) @ project).double()
+            sums[0] += weight.sum()
+            sums[1] += weight @ points
+            sums[2] += weight @ points.square()
         for cumulated, total in zip((mass, first, second), sums, strict=True):
             cumulated.append(cumulated[-1] + total)
     return RowStatistics(tuple(ends), torch.stack(mass), torch.stack(first), torch.stack(second))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_compact_embeddings.fitting import FitSource, fit_structure
 from hf_compact_embeddings.fitting.allocation import code_lengths
@@ -181,3 +183,24 @@ def test_a_small_table_has_few_clusters_or_none():
 def test_a_budget_below_the_smallest_plan_is_refused():
     with pytest.raises(CompactConfigError, match="the smallest plan"):
         fit(spectrum_table(400), 50)
+
+
+@pytest.mark.parametrize("clusters", [0, 64])
+def test_a_fit_makes_nothing_as_large_as_the_table(clusters: int) -> None:
+    table = torch.randn(60_000, 192, generator=torch.Generator().manual_seed(0))
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # noqa: ANN001, ANN202
+            nonlocal largest
+            result = function(*arguments, **(keywords or {}))
+            for tensor in result if isinstance(result, tuple | list) else [result]:
+                if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() != table.data_ptr():
+                    largest = max(largest, tensor.untyped_storage().nbytes())
+            return result
+
+    source = FitSource(table)
+    with Watch():
+        structure = fit_structure(RotatedConfig(bits_per_weight=0.1, clusters=clusters), source)
+    assert (structure.layout.clusters > 0) == (clusters > 0)
+    assert largest / table.nbytes <= 0.4
