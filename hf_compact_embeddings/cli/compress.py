@@ -11,13 +11,13 @@ from ..effort import DEFAULT_MINUTES
 from ..evaluation.report import inspect
 from ..hub import write_card
 from ..modeling.errors import CompactConfigError
+from ..settings import parse_setting
 from .arguments import (
     add_budget_arguments,
     add_token_arguments,
     add_verbose_argument,
     auto_class,
     budget_options,
-    parse_setting,
     token_options,
 )
 from .outcome import Outcome
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--effort",
         default="balanced",
         metavar="EFFORT",
-        help="fast (seconds), balanced (default), or best, which calibrates the fit against the original as well",
+        help="fast (reads no texts, searches less), balanced (default), or best, which also calibrates the fit",
     )
     parser.add_argument(
         "--minutes", type=float, metavar="N", help=f"that best may take; by default {DEFAULT_MINUTES:g}"
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> Outcome:
 
 def _run(options: argparse.Namespace) -> Outcome:
     require_free_folder(options.output)
-    settings = dict(parse_setting(setting) for setting in options.options)
+    settings = dict(parse_setting(setting, "--set") for setting in options.options)
     budget = budget_options(options)
     if (options.method is None) == (not budget):
         raise CompactConfigError("Give either `--method`, with its options, or one of the budgets.")
