@@ -70,7 +70,7 @@ def test_fast_reads_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("texts are made")
 
     monkeypatch.setattr(gathering, "made_texts", unexpected)
-    monkeypatch.setattr(gathering, "sensitivity_metric", unexpected)
+    monkeypatch.setattr(gathering, "find_sensitivity", unexpected)
     model, tokenizer = tiny_model(), tiny_tokenizer()
     for given in ({"bits_per_weight": 8.0}, {"method": "rotated", **SMALL}, {"method": "subspace", "num_subspaces": 4}):
         given = {"codebook_size": 16} | given if "num_subspaces" in given else given

@@ -19,7 +19,7 @@ from hf_compact_embeddings.evaluation.perplexity import perplexity
 from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors, sts_correlation
 from hf_compact_embeddings.evidence import frequencies
 from hf_compact_embeddings.evidence.exact_rows import always_exact
-from hf_compact_embeddings.evidence.sensitivity import sensitivity_metric
+from hf_compact_embeddings.evidence.sensitivity import find_sensitivity
 from hf_compact_embeddings.finetuning.classification import find_task
 from hf_compact_embeddings.finetuning.metrics import interval_95
 from hf_compact_embeddings.finetuning.trainer import classify
@@ -54,7 +54,7 @@ __all__ = [
     "perplexity",
     "predict_rows",
     "private_bytes",
-    "sensitivity_metric",
+    "find_sensitivity",
     "sentence_vectors",
     "shannon_bound",
     "stored_value",

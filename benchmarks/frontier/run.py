@@ -29,7 +29,7 @@ from ..common.library import (
     exact_ids,
     find_model,
     private_bytes,
-    sensitivity_metric,
+    find_sensitivity,
     sts_score,
 )
 from ..common.record import read_lines, read_rows
@@ -71,7 +71,7 @@ class Source:
 
     def metric(self) -> NDArray[np.float64]:
         """Measure what errors cost."""
-        return sensitivity_metric(one_sentence_of_each_line(self.texts), self.tokenizer, self.model).numpy()
+        return find_sensitivity(one_sentence_of_each_line(self.texts), self.tokenizer, self.model).metric.numpy()
 
 
 def kept(folder: Path, name: str, measure: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:

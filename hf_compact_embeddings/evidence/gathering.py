@@ -19,7 +19,7 @@ from ..progress import stage
 from .exact_rows import exact_rows
 from .frequencies import count_tokens, counts_from_tokenizer, given_counts
 from .made_texts import made_texts
-from .sensitivity import sensitivity_metric, tied_heads
+from .sensitivity import Sensitivity, find_sensitivity, tied_heads
 from .states import contextual_states
 from .texts import Texts, read_texts
 from .word_frequencies import Language, counts_of_words, is_available, languages_for, require_known
@@ -143,14 +143,14 @@ class Evidence:
             return contextual_states(texts, self.tokenizer, self.model)
 
     @cached_property
-    def sensitivity(self) -> Tensor | None:
-        """What an error in a row costs, as a positive semi-definite matrix (D, D); None where it cannot be found."""
+    def sensitivity(self) -> Sensitivity | None:
+        """What errors in rows cost; None where it cannot be found."""
         texts = self.readable_texts
         if self.tokenizer is None or texts is None:
             return None
         try:
             with stage("Reading sensitivities"):
-                return sensitivity_metric(texts, self.tokenizer, self.model, self.seed)
+                return find_sensitivity(texts, self.tokenizer, self.model, self.seed)
         except CompactEmbeddingsError:
             raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
@@ -183,6 +183,13 @@ class Evidence:
         kept = exact_rows(self.table, self.tokenizer, None)
         return kept if len(kept) >= private_rows else exact_rows(self.table, self.tokenizer, self.counts, private_rows)
 
+    def _uses(self, sensitivity: Sensitivity | None) -> Tensor | None:
+        """Return how often each row (V,) matters: when it is read, and, to a tied head, when it might be next."""
+        doubts = None if sensitivity is None else sensitivity.doubts
+        if doubts is None or self.counts is None:
+            return self.counts
+        return (self.counts + doubts * (self.counts.sum() / doubts.sum().clamp(min=1e-30))) / 2
+
     def fit_source(
         self, needs: Collection[str] = ("counts",), *, private_rows: int = 0, from_scratch: bool = False
     ) -> FitSource:
@@ -200,11 +207,12 @@ class Evidence:
         if "texts" in needs and (self.texts is None or self.tokenizer is None):
             raise CompactConfigError(_UNMET["texts"])
         module = self.table.module
+        sensitivity = self.sensitivity if "sensitivity" in needs else None
         return FitSource(
             table=self.rows,
-            counts=self.counts if "counts" in needs else None,
+            counts=self._uses(sensitivity) if "counts" in needs else None,
             features=self.contextual_states if "contextual_states" in needs else None,
-            metric=self.sensitivity if "sensitivity" in needs else None,
+            metric=None if sensitivity is None else sensitivity.metric,
             tied=bool(tied_heads(self.model, self.table)),
             token_strings=self.token_strings if "token_strings" in needs else None,
             private_ids=torch.empty(0, dtype=torch.int64) if from_scratch else self.exact_rows(private_rows),

@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..model_outputs import is_masked_lm, mean_pooled
+from ..model_outputs import mean_pooled
 from ..modeling.architectures import InputTable, find_input_table
 from ..modeling.errors import CompactConfigError
 from ..progress import steps
+from .score_sensitivity import sensitivity_of_scores
 from .states import base_encoder
-from .texts import Text, text_batches
+from .texts import Text, some_texts
 
 # A few hundred texts fix a matrix of this size well enough: it is smoothed before it is used.
 # The gradients of a text's tokens are much alike: few of them do.
 _TEXTS = 512
 _TEXTS_PER_BATCH = 16
 _MAX_LENGTH = 32
-_MAX_SCORED_LENGTH = 128
 # Random directions of the output for each text: one alone leaves a metric that is too noisy for the smallest budgets.
 _DIRECTIONS = 3
-# Of the ordinary tokens, where a model predicts what is behind a mask.
-_MASKED_EVERY = 7
+# Of the mean cost, in directions that matter to nothing that was read: a few texts do not show all.
+_SHRINKAGE = 0.1
 
 
-def sensitivity_metric(
-    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0
-) -> Tensor:
-    """Return what errors cost, as a positive semi-definite matrix (D, D), float64.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """What errors in rows cost, as far as texts show.
 
-    Where a head scores through the table, most of the harm is done there: the matrix then counts what moves the
-    scores, else what moves the states that the encoder makes of the rows.
+    Attributes:
+        metric: the cost δᵀMδ of an error δ, as a positive definite matrix (D, D), float64.
+        doubts: how much doubt there is of each token (V,) in what the model predicts, the sum of p (1 - p); None where
+            no head scores through the table.
     """
+
+    metric: Tensor
+    doubts: Tensor | None = None
+
+
+def find_sensitivity(
+    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0
+) -> Sensitivity:
+    """Return what errors cost: by what they do to the scores where a head scores through the table, else to states."""
     table = find_input_table(model)
     training = model.training
     model.eval()
     try:
         heads = tied_heads(model, table)
         if heads:
-            return _of_scores(texts, tokenizer, model, heads)
-        return _of_states(texts, tokenizer, model, seed)
+            return Sensitivity(*sensitivity_of_scores(texts, tokenizer, model, table, heads, seed))
+        return Sensitivity(_of_states(texts, tokenizer, model, seed))
     finally:
         model.train(training)
 
@@ -53,56 +63,6 @@ def tied_heads(model: PreTrainedModel, table: InputTable) -> list[nn.Linear]:
     """Return the output layers that score through the table."""
     layers = [model.get_submodule(path) for path in table.tied_paths]
     return [layer for layer in layers if isinstance(layer, nn.Linear)]
-
-
-@torch.no_grad()
-def _of_scores(
-    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, heads: Sequence[nn.Module]
-) -> Tensor:
-    """Return the sum of plain distance and the cost of scores (D, D), with the same trace.
-
-    A score moves by the product of an error and what enters the head, whatever the error's size, so the cost is the
-    mean outer product of what enters where the model predicts. Plain distance stands for the rows as inputs, with the
-    same say: without it the states suffer, and the scores gain nothing.
-    """
-    masked = is_masked_lm(model) and tokenizer.mask_token_id is not None
-    special = torch.tensor(tokenizer.all_special_ids)
-
-    def states(batch: list[str]) -> Tensor:
-        encoded = tokenizer(
-            batch, truncation=True, max_length=_MAX_SCORED_LENGTH, padding=True, return_tensors="pt", verbose=False
-        )
-        ids, positions = encoded["input_ids"], encoded["attention_mask"].bool()
-        if masked:
-            positions &= ~torch.isin(ids, special)
-            positions &= (positions.flatten().cumsum(0) % _MASKED_EVERY == 1).view_as(positions)
-            ids = ids.masked_fill(positions, tokenizer.mask_token_id)
-        inputs = {"input_ids": ids, "attention_mask": encoded["attention_mask"]}
-        if model.config.is_encoder_decoder:
-            inputs["decoder_input_ids"] = ids
-        with _entering(heads) as entered:
-            model(**{name: tensor.to(model.device) for name, tensor in inputs.items()})
-        return torch.cat([hidden[positions.to(hidden.device)] for hidden in entered])
-
-    scores = _mean_outer_product(states(batch) for batch in _batches(texts))
-    return scores / scores.diagonal().mean() + torch.eye(len(scores), dtype=scores.dtype)
-
-
-@contextlib.contextmanager
-def _entering(heads: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Collect what enters output layers (B, T, D), and let them score one position: all would fill the memory."""
-    entered: list[Tensor] = []
-
-    def keep(_: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        entered.append(arguments[0])
-        return (arguments[0][:1, :1], *arguments[1:])
-
-    handles = [head.register_forward_pre_hook(keep) for head in heads]
-    try:
-        yield entered
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _of_states(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int) -> Tensor:
@@ -129,16 +89,15 @@ def _of_states(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model:
         return torch.cat(found)
 
     variances, axes = torch.linalg.eigh(_mean_outer_product(gradients(batch) for batch in _batches(texts)))
-    return (axes * variances.clamp(min=0.0).sqrt()) @ axes.T
+    costs = variances.clamp(min=0.0).sqrt()
+    return (axes * (costs + _SHRINKAGE * costs.mean())) @ axes.T
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[str]]:
-    """Yield the first texts, some at a time; those of a length go together, so that little is padded."""
-    first = next(text_batches(texts, "Reading texts", _TEXTS), [])
-    first.sort(key=len)
-    starts = range(0, len(first), _TEXTS_PER_BATCH)
-    for start in steps(starts, "Reading batches"):
-        yield first[start : start + _TEXTS_PER_BATCH]
+    """Yield some texts, a few at a time; those of a length go together, so that little is padded."""
+    chosen = sorted(some_texts(texts)[:_TEXTS], key=len)
+    for start in steps(range(0, len(chosen), _TEXTS_PER_BATCH), "Reading batches"):
+        yield chosen[start : start + _TEXTS_PER_BATCH]
 
 
 def _mean_outer_product(parts: Iterable[Tensor]) -> Tensor:

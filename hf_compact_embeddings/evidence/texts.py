@@ -8,6 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError
 from ..progress import step
 from .text_files import SUFFIXES, FileRows, is_text_file
@@ -28,6 +30,9 @@ _KNOWN_COLUMNS = (
 )
 # Columns are found in so many rows: the first one may have an empty text.
 _ROWS_TO_FIND_COLUMNS = 20
+# Where a sample does: texts that stand together are often alike.
+_TEXTS_TO_CHOOSE_FROM = 16_384
+_TEXTS_PER_BATCH = 256
 
 
 class Texts:
@@ -112,6 +117,14 @@ def text_batches(texts: Iterable[Text], description: str, size: int) -> Iterator
             if kept := [text for text in batch if text]:
                 yield kept
             progress.update(len(batch))
+
+
+def some_texts(texts: Iterable[Text]) -> list[str]:
+    """Return texts from all over the first ones, in an order of which any beginning is a fair sample."""
+    beginning = islice(single_texts(texts), _TEXTS_TO_CHOOSE_FROM)
+    first = list(chain.from_iterable(text_batches(beginning, "Reading texts", _TEXTS_PER_BATCH)))
+    order = torch.randperm(len(first), generator=torch.Generator().manual_seed(0)).tolist()
+    return [first[place] for place in order]
 
 
 class HubTexts(Texts):

@@ -11,8 +11,8 @@ from .reproducible import symmetric_eigen
 
 _ROWS_PER_CHUNK = 8192
 _BISECTIONS = 200
-# Of the mean eigenvalue: what a metric that was measured on few texts says at least of any direction.
-_SHRINKAGE = 0.1
+# Of the mean eigenvalue: what a metric says at least of any direction, so that its root has an inverse.
+_LEAST_COST = 1e-4
 
 
 def covariance(table: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,8 @@ def metric_roots(metric: Tensor | None, width: int) -> tuple[Tensor, Tensor]:
     if metric is None:
         return torch.eye(width).double(), torch.eye(width).double()
     values, vectors = symmetric_eigen(metric.double())
-    values = (values.clamp(min=0.0) / values.clamp(min=0.0).mean()) + _SHRINKAGE
+    values = values / values.clamp(min=0.0).mean()
+    values = values.clamp(min=_LEAST_COST)
     return (vectors * values.sqrt()) @ vectors.T, (vectors / values.sqrt()) @ vectors.T
 
 

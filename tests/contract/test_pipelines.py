@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -36,7 +37,7 @@ def assert_same_answers(ours: Any, theirs: Any) -> None:
         assert len(ours) == len(theirs)
         for left, right in zip(ours, theirs, strict=True):
             assert_same_answers(left, right)
-    elif isinstance(theirs, float):
+    elif isinstance(theirs, float | np.floating):
         assert ours == pytest.approx(theirs, abs=1e-5)
     else:
         assert ours == theirs

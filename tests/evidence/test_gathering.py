@@ -47,7 +47,7 @@ def test_a_source_has_what_is_needed_and_no_more(monkeypatch: pytest.MonkeyPatch
     def unexpected(*_: object) -> None:
         raise AssertionError("nobody asked for it")
 
-    for name in ("count_tokens", "contextual_states", "sensitivity_metric"):
+    for name in ("count_tokens", "contextual_states", "find_sensitivity"):
         monkeypatch.setattr(gathering, name, unexpected)
     again = evidence.fit_source(NEEDS)
     assert again.counts is source.counts and again.metric is source.metric, "texts are read once for each need"
@@ -86,7 +86,7 @@ def test_a_tokenizer_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     for architecture in ("bert", "llama", "t5"):
         evidence = evidence_of(architecture, tokenizer=tiny_tokenizer(), seed=1)
         source = evidence.fit_source({"counts", "sensitivity", "contextual_states"})
-        assert torch.equal(source.counts, counts_from_tokenizer(tiny_tokenizer(), VOCABULARY)), "no language has them"
+        assert torch.equal(evidence.counts, counts_from_tokenizer(tiny_tokenizer(), VOCABULARY)), "no language has them"
         assert source.metric is not None and source.features is not None
         assert evidence.in_words({"counts", "sensitivity", "contextual_states"}) == (
             "token frequencies as far as the tokenizer tells, sensitivity to errors, read from texts made for it, "
@@ -97,6 +97,20 @@ def test_a_tokenizer_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
         other = evidence_of(architecture, tokenizer=tiny_tokenizer(), seed=2).fit_source({"sensitivity"})
         assert not torch.equal(other.metric, source.metric), "the seed reaches the texts"
     assert evidence_of(tokenizer=tiny_tokenizer(), token_counts="uniform").fit_source().counts is None
+
+
+def test_rows_of_a_tied_table_weigh_by_both_of_its_uses() -> None:
+    given = {"tokenizer": tiny_tokenizer(), "texts": TEXTS}
+    untied = evidence_of("llama-untied", **given)
+    assert untied.sensitivity.doubts is None
+    assert torch.equal(untied.fit_source({"counts", "sensitivity"}).counts, untied.counts)
+    tied = evidence_of("llama", **given)
+    counts, doubts = tied.counts, tied.sensitivity.doubts
+    assert torch.equal(tied.fit_source({"counts"}).counts, counts), "nobody has asked what the head does"
+    expected = counts / counts.sum() + doubts / doubts.sum()
+    uses = tied.fit_source({"counts", "sensitivity"}).counts
+    torch.testing.assert_close(uses / uses.sum(), expected / 2)
+    assert float(uses.sum()) == pytest.approx(float(counts.sum())), "as many as were counted"
 
 
 def test_what_a_plan_has_read_is_not_what_the_fit_was_told() -> None:
@@ -129,7 +143,7 @@ def test_a_model_that_cannot_be_read_is_compressed_all_the_same(
     def refuse(*_: object) -> None:
         raise TypeError("forward() got an unexpected keyword argument")
 
-    monkeypatch.setattr(gathering, "sensitivity_metric", refuse)
+    monkeypatch.setattr(gathering, "find_sensitivity", refuse)
     compact = hce.compress(tiny_model("bert"), "rotated", tokenizer=tiny_tokenizer(), bits_per_weight=6.0)
     assert "How sensitive BertForMaskedLM is to errors could not be found" in caplog.text
     assert "sensitivity" not in compact.config.compact_source["evidence"]
@@ -163,7 +177,8 @@ def test_evidence_that_makes_no_sense_is_refused_by_all(options: dict, message: 
 def test_the_seed_reaches_the_sensitivity() -> None:
     given = {"tokenizer": tiny_tokenizer(), "texts": TEXTS}
     metrics = [evidence_of("llama-untied", seed=seed, **given).sensitivity for seed in (1, 1, 2)]
-    assert torch.equal(metrics[0], metrics[1]) and not torch.equal(metrics[0], metrics[2])
+    first, again, other = (found.metric for found in metrics)
+    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_compress_passes_its_seed_on(monkeypatch: pytest.MonkeyPatch) -> None:

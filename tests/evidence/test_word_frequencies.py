@@ -35,7 +35,7 @@ def word_tokenizer(words: list[str], **options: Any) -> PreTrainedTokenizerFast:
 
 
 def words_of(code: str, count: int = 3000) -> list[str]:
-    return list(module._language(code, "small", count).words)
+    return list(module._language(code, count).words)
 
 
 def byte_level_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
@@ -124,7 +124,7 @@ def test_languages_have_the_same_say() -> None:
 
 @pytest.mark.parametrize("code", ["en", "zh", "ar"])
 def test_sentences(code: str) -> None:
-    languages = {code: module._language(code, "small", 500)}
+    languages = {code: module._language(code, 500)}
     texts = sentences_of(languages, 50, seed=0)
     assert texts == sentences_of(languages, 50, seed=0) != sentences_of(languages, 50, seed=1)
     assert all(text[-1] in ".。" for text in texts)
