@@ -52,9 +52,11 @@ def find_sensitivity(
     model.eval()
     try:
         heads = tied_heads(model, table)
-        if heads:
-            return Sensitivity(*sensitivity_of_scores(texts, tokenizer, model, table, heads, seed))
-        return Sensitivity(_of_states(texts, tokenizer, model, seed))
+        # Whatever the caller does with gradients, here they are needed.
+        with torch.inference_mode(False), torch.enable_grad():
+            if heads:
+                return Sensitivity(*sensitivity_of_scores(texts, tokenizer, model, table, heads, seed))
+            return Sensitivity(_of_states(texts, tokenizer, model, seed))
     finally:
         model.train(training)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .principal_axes import PrincipalAxes
+from .reproducible import product_over_rows, total
 
 _BINS = 20
 # So many fix the variances of a bin to a hundredth.
@@ -71,10 +72,10 @@ def row_statistics(
             weight = weights[chunk].double() * ((end - begin) / len(ids))
             points = ((read(chunk).float() - mean) @ project).double()
             sums[0] += weight.sum()
-            sums[1] += weight @ points
-            sums[2] += weight @ points.square()
-        for cumulated, total in zip((mass, first, second), sums, strict=True):
-            cumulated.append(cumulated[-1] + total)
+            sums[1] += product_over_rows(weight, points)
+            sums[2] += product_over_rows(weight, points.square())
+        for cumulated, summed in zip((mass, first, second), sums, strict=True):
+            cumulated.append(cumulated[-1] + summed)
     return RowStatistics(tuple(ends), torch.stack(mass), torch.stack(first), torch.stack(second))
 
 
@@ -88,7 +89,7 @@ def expected_error(sizes: Sequence[int], left: Sequence[float], order: Tensor, e
         energies: weighted (V,).
     """
     tiers = energies[order].split(list(sizes))
-    return sum(float(tier.sum()) * share for tier, share in zip(tiers, left, strict=True))
+    return sum(float(total(tier)) * share for tier, share in zip(tiers, left, strict=True))
 
 
 def _bin_ends(rows: int) -> list[int]:

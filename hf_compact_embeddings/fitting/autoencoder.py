@@ -26,7 +26,7 @@ from .factorization import (
     row_chunks,
     row_norms,
 )
-from .reproducible import total
+from .reproducible import product_over_rows, total
 
 # Of codes next to the rows' norm: units that see still smaller ones would need weights that float16 cannot hold.
 _SMALLEST_SPREAD = 1e-3
@@ -232,7 +232,7 @@ class _Trainer:
         if self.encoder is not None:
             weight, bias = self.encoder
             code_gradient *= shares
-            weight.grad, bias.grad = rows.T @ code_gradient, code_gradient.sum(dim=0)
+            weight.grad, bias.grad = product_over_rows(rows, code_gradient), code_gradient.sum(dim=0)
         else:
             # How far the decoded row moves turns the curvature there into the curvature along the step.
             moved = self._derivative(code_gradient, activation).square().sum(dim=1, keepdim=True)
@@ -266,15 +266,15 @@ class _Trainer:
         self, codes: Tensor, activation: Tensor | None, gradient: Tensor, shares: Tensor
     ) -> Tensor:
         """Set the decoder's gradients, and return that of the codes (n, k) before the shares."""
-        self.decoder[0].grad = (codes * shares).T @ gradient
-        self.decoder[1].grad = (shares.T @ gradient).squeeze(0)
+        self.decoder[0].grad = product_over_rows(codes * shares, gradient)
+        self.decoder[1].grad = product_over_rows(shares, gradient).squeeze(0)
         code_gradient = gradient @ self.decoder[0].T
         if activation is not None:
-            self.decoder[4].grad = (activation * shares).T @ gradient
+            self.decoder[4].grad = product_over_rows(activation * shares, gradient)
             inner = (gradient @ self.decoder[4].T).mul_(_elu_slope(activation))
             code_gradient.addmm_(inner, self.decoder[2].T)
-            self.decoder[2].grad = (codes * shares).T @ inner
-            self.decoder[3].grad = (shares.T @ inner).squeeze(0)
+            self.decoder[2].grad = product_over_rows(codes * shares, inner)
+            self.decoder[3].grad = product_over_rows(shares, inner).squeeze(0)
         return code_gradient
 
     def _shares(self, index: Tensor) -> Tensor:

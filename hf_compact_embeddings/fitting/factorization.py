@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..modeling.errors import CompactConfigError, config_error
-from .reproducible import symmetric_eigen, total
+from .reproducible import product_over_rows, symmetric_eigen, total
 
 # What the direction-aware loss adds to |ê - e|, whose power has no slope at zero.
 POWER_EPSILON = 1e-10
@@ -142,12 +142,12 @@ def principal_axes(
     centre = torch.zeros(width, dtype=torch.float64, device=device)
     if centred:
         for rows, chunk in row_chunks(table, device):
-            centre += roots[rows].square() @ chunk
+            centre += product_over_rows(roots[rows].square(), chunk)
     shift = centre.float()
     moments = torch.zeros(width, width, dtype=torch.float64, device=device)
     for rows, chunk in row_chunks(table, device):
         scaled = (chunk - shift).mul_(roots[rows, None])
-        moments += scaled.T @ scaled
+        moments += product_over_rows(scaled, scaled)
     axes = symmetric_eigen(moments)[1][:, -rank:].flip(1).T
     # The sign of an axis is arbitrary; fixing it makes fits comparable between machines.
     largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
@@ -260,7 +260,7 @@ def measure_fit(table: Tensor, factors: Factors, exponent: float = 0.1, weights:
     shares = has_direction(norms).double()
     if weights is not None:
         shares *= check_weights(weights, table).to(shares)
-    shares /= shares.sum().clamp(min=_TINY)
+    shares /= total(shares).clamp(min=_TINY)
     mean = torch.stack([rows.double().sum(dim=0) for _, rows in row_chunks(table, device)]).sum(dim=0) / len(table)
     cosine, power, square, error, spread = torch.zeros(5, dtype=torch.float64, device=device).unbind()
     for rows, chunk in row_chunks(table, device):

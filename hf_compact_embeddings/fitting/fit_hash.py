@@ -18,7 +18,7 @@ from ..modeling.hash_variants import CHUNK_ENTRIES, AddVariant, BucketVariant, L
 from ..modeling.hashing import SIGNATURE_BITS, WordHasher, expand_bits, unpack_signatures
 from ..modeling.structure_hash import HashConfig, HashEmbedding
 from .methods import empty_structure, register_method
-from .reproducible import symmetric_eigen
+from .reproducible import product_over_rows, symmetric_eigen, total
 from .source import FitSource
 
 _ROWS_PER_CHUNK = 4096
@@ -41,7 +41,7 @@ def fit_hash(options: HashConfig, source: FitSource) -> HashEmbedding:
     _hash_tokens(structure, source)
     weights = source.row_weights(options.frequency_power)
     weights = torch.ones(len(source.table)) if weights is None else weights
-    mean = weights.double() @ source.table.double().cpu() / weights.double().sum()
+    mean = product_over_rows(weights.double(), source.table.double().cpu()) / total(weights)
     structure.generic_vector.copy_(mean)
     words = structure.hashed
     if isinstance(words, BucketVariant):
@@ -138,8 +138,8 @@ def _least_squares(
         if intercept:
             known = torch.cat([known, torch.ones(len(known), 1)], dim=1)
         weighted = known * weight.unsqueeze(-1)
-        gram = gram + (weighted.T @ known).double()
-        moment = moment + (weighted.T @ residual).double()
+        gram = gram + product_over_rows(weighted, known).double()
+        moment = moment + product_over_rows(weighted, residual).double()
     assert isinstance(gram, Tensor) and isinstance(moment, Tensor)
     values, vectors = symmetric_eigen(gram)
     kept = values > _SMALLEST_SHARE * values[-1]

@@ -30,6 +30,7 @@ from .clusters import Clusters, choose_clusters, find_clusters, first_coordinate
 from .coded_basis import basis_bytes, store_basis
 from .methods import Prediction, empty_structure, register_method, stored_bytes
 from .principal_axes import PrincipalAxes, mean_row
+from .reproducible import product_over_rows, total
 from .source import FitSource
 from .tier_plan import TierPlan, plan_tiers
 from .weights import TableWeights, counted_weights, row_energies, table_weights, tiered_needs, weighted_axes
@@ -119,7 +120,7 @@ def _find_frame(options: RotatedConfig, source: FitSource) -> _Frame:
         apart = energies
     counted = counted_weights(source)
     error = expected_error(plan.sizes, plan.left, order, apart * counted)
-    error = error / max(float((energies * counted).sum()), 1e-300) + plan.centroids_left
+    error = error / max(float(total(energies * counted)), 1e-300) + plan.centroids_left
     return _Frame(weights, axes, order, plan, clusters, error)
 
 
@@ -245,7 +246,7 @@ def _encode_rows(
     if not counts:
         return torch.empty(len(ids), 0, dtype=torch.uint8), gains
     weight = weights.double()
-    weight = weight / weight.sum().clamp(min=1e-30)
+    weight = weight / total(weight).clamp(min=1e-30)
     columns, centre = analysis[:, axes].float(), mean.float()
 
     def points(chosen: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ def _encode_rows(
 
     # The values of a tier need no more than about the right size: their gains are found after the codes.
     some = slice(None, None, -(-len(ids) // _CHUNK))
-    second = weight[some] @ points(ids[some]).double().square() / weight[some].sum().clamp(min=1e-30)
+    second = product_over_rows(weight[some], points(ids[some]).double().square()) / total(weight[some]).clamp(min=1e-30)
     scale = second.sqrt().clamp(min=1e-30) * trellis.spread(counts)
     codes = []
     cross, power = torch.zeros(len(axes)).double(), torch.zeros(len(axes)).double()
@@ -261,8 +262,8 @@ def _encode_rows(
         chunk = points(chunk_ids)
         codes.append(trellis.encode(chunk, counts, scale.float(), window))
         values = trellis.decode(codes[-1], counts, window)
-        cross += chunk_weight @ (values * chunk).double()
-        power += chunk_weight @ values.double().square()
+        cross += product_over_rows(chunk_weight, (values * chunk).double())
+        power += product_over_rows(chunk_weight, values.double().square())
     # The least-squares gain of the values that were chosen.
     gains[axes] = cross / power.clamp(min=1e-30)
     return torch.cat(codes), gains
@@ -276,7 +277,7 @@ def _rounded(values: Tensor, options: RotatedConfig) -> Tensor:
 def _candidates(rows: int, width: int, max_bytes: int) -> list[RotatedConfig]:
     """Spend the budget, with many tiers or few, and with clusters."""
     enough = max_bytes * 8 >= rows + 64 * width
-    found = [RotatedConfig(tiers=tiers) for tiers in (4, 2)] if enough else []
+    found = [RotatedConfig(tiers=tiers) for tiers in (6, 3)] if enough else []
     # A centroid takes as many bytes as the index entries of some dozen rows. Both must leave something for the rows.
     clusters = min(1024, 1 << (rows // 48).bit_length() >> 1)
     if enough and clusters >= 16 and max_bytes >= 2 * (rows * (clusters.bit_length() - 1) // 8):

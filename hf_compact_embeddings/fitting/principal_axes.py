@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .reproducible import symmetric_eigen
+from .reproducible import product_over_rows, symmetric_eigen, total
 from .spectrum import covariance, metric_roots
 
 _CHUNK = 8192
@@ -53,5 +53,6 @@ def energies(table: Tensor, axes: PrincipalAxes) -> Tensor:
 def mean_row(read: Callable[[Tensor], Tensor], weights: Tensor, ids: Tensor) -> Tensor:
     """Return the weighted mean (D,) of the rows that `read` gives for ids, float64."""
     weight = weights[ids].double()
-    parts = [part @ read(chunk).double() for part, chunk in zip(weight.split(_CHUNK), ids.split(_CHUNK), strict=True)]
-    return torch.stack(parts).sum(0) / weight.sum().clamp(min=1e-30)
+    chunks = zip(weight.split(_CHUNK), ids.split(_CHUNK), strict=True)
+    parts = [product_over_rows(part, read(chunk).double()) for part, chunk in chunks]
+    return torch.stack(parts).sum(0) / total(weight).clamp(min=1e-30)

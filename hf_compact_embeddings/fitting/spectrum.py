@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from .reproducible import symmetric_eigen
+from .reproducible import product_over_rows, symmetric_eigen
 
 _ROWS_PER_CHUNK = 8192
 _BISECTIONS = 200
@@ -31,7 +31,7 @@ def covariance(table: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Te
         scaled = chunk * weight.unsqueeze(-1)
         total += weight.sum()
         mean += scaled.sum(0)
-        moment += scaled.T @ chunk
+        moment += product_over_rows(scaled, chunk)
     mean /= total
     return mean, moment / total - torch.outer(mean, mean)
 

@@ -41,8 +41,7 @@ def test_a_masked_model_is_read_behind_masks(monkeypatch: pytest.MonkeyPatch) ->
     ids[0, places] = tokenizer.mask_token_id
     output = model.bert(input_ids=ids).last_hidden_state[0, places]
     states, scores = model.cls.predictions.transform(output), model.cls.predictions(output)
-    with torch.enable_grad():
-        found = find_sensitivity([TEXT], tokenizer, model)
+    found = find_sensitivity([TEXT], tokenizer, model)
     metric, doubts = covariance(states, scores)
     torch.testing.assert_close(found.metric, metric, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.doubts, doubts, atol=1e-5, rtol=1e-4)
@@ -136,6 +135,15 @@ def test_scaled_rows_cost_by_the_square_of_the_scale(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(score_sensitivity, "embedding_scale", lambda _: 1.0)
     unscaled = find_sensitivity(texts, tokenizer, model).metric
     torch.testing.assert_close(found - scored, scale**2 * (unscaled - scored), rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "llama-untied"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_callers_do_with_gradients_does_not_matter(architecture: str, mode: type) -> None:
+    model, tokenizer, texts = tiny_model(architecture), tiny_tokenizer(), tiny_texts(8)
+    expected = find_sensitivity(texts, tokenizer, model).metric
+    with mode():
+        assert torch.equal(find_sensitivity(texts, tokenizer, model).metric, expected)
 
 
 def test_a_head_of_its_own_has_no_say() -> None:
