@@ -28,8 +28,8 @@ from ..common.library import (
     covariance,
     exact_ids,
     find_model,
-    private_bytes,
     find_sensitivity,
+    private_bytes,
     sts_score,
 )
 from ..common.record import read_lines, read_rows
