@@ -17,7 +17,7 @@ from ..finetuning.data import Rows, read_rows, require_columns
 from ..finetuning.metrics import interval_95
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
-from .perplexity import perplexity
+from .perplexity import predictions
 from .report import inspect
 from .sentences import agreement, sentence_vectors, sts_correlation
 
@@ -29,10 +29,17 @@ _MAX_SENTENCES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A metric of the compact model, and of the original where there is one; a value for each seed."""
+    """A metric of the compact model, and of the original where there is one; a value for each seed.
+
+    Attributes:
+        compact: its values.
+        original: those of the original; none where the metric says how far the two are apart.
+        interval: in which the mean over all text lies, with 95 % confidence, where one run tells.
+    """
 
     compact: tuple[float, ...]
     original: tuple[float, ...] = ()
+    interval: tuple[float, float] | None = None
 
     @property
     def differences(self) -> tuple[float, ...]:
@@ -43,7 +50,9 @@ class Metric:
 
     def to_dict(self) -> dict[str, Any]:
         """Return values, means and spreads, and the 95 % interval of the mean difference."""
-        found = {"compact": _summary(self.compact)}
+        found: dict[str, Any] = {"compact": _summary(self.compact)}
+        if self.interval is not None:
+            found["interval_95"] = list(self.interval)
         if self.original:
             found["original"] = _summary(self.original)
             interval = interval_95(self.differences) if len(self.compact) > 1 else None
@@ -106,15 +115,17 @@ class Evaluation:
             f"{'':<22}{'compact':>18}{'original':>18}{'difference':>18}",
         ]
         for name, metric in self.metrics.items():
-            cells = (_cell(metric.compact), _cell(metric.original), _cell(metric.differences, sign="+"))
+            reach = None if metric.interval is None else (metric.interval[1] - metric.interval[0]) / 2
+            cells = (_cell(metric.compact, reach), _cell(metric.original), _cell(metric.differences, sign="+"))
             lines.append(f"{name:<22}" + "".join(f"{cell:>18}" for cell in cells))
         return "\n".join(lines)
 
 
-def _cell(values: Sequence[float], sign: str = "") -> str:
+def _cell(values: Sequence[float], reach: float | None = None, sign: str = "") -> str:
     if not values:
         return "-"
-    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    reach = statistics.stdev(values) if len(values) > 1 else reach
+    spread = "" if reach is None else f" ± {reach:.4f}"
     return f"{statistics.fmean(values):{sign}.4f}{spread}"
 
 
@@ -140,7 +151,9 @@ def evaluate(
     Args:
         compact: the model.
         task: "fidelity" (of the table; with sentences as data also of their similarities), "sts" (rank correlation of
-            cosines of mean-pooled vectors), "perplexity", "glue/<task>", "xnli" or "squad".
+            cosines of mean-pooled vectors), "perplexity" (with the original also how far predictions are from its:
+            their mean divergence in nats, and how often the likeliest token is another), "glue/<task>", "xnli" or
+            "squad".
         tokenizer: of both models.
         data: rows with the task's columns, a JSON, CSV or text file of them, a folder with a file for each split, or
             the name of a data set of the Hub.
@@ -151,7 +164,8 @@ def evaluate(
         config: of a data set of the Hub.
         seeds: of the trainings.
         args: fields of `TrainingArguments` for these.
-        max_length: of an input in tokens; by default 128, for "squad" 384, for "sts" 256.
+        max_length: of an input in tokens; by default 128, for "squad" 384, for "sts" 256, for "perplexity" of causal
+            models 512.
     """
     if task not in TASKS:
         raise CompactConfigError(f"`task` is {task!r}, but the tasks are {', '.join(TASKS)}.")
@@ -169,26 +183,41 @@ def evaluate(
     if task in ("sts", "perplexity"):
         split = split or "test"
         rows = read_rows(data, split, config)
-        values = [_score(task, model, tokenizer, rows, max_length) for model in models]
-        return _evaluation(task, rows, (), [[value] for value in values], data, split)
+        if task == "sts":
+            values = [{"spearmanr": sts_correlation(model, tokenizer, rows, max_length)} for model in models]
+            return _evaluation(task, rows, (), _metrics([[value] for value in values]), data, split)
+        return _evaluation(task, rows, (), _predicting(compact, against, tokenizer, rows, max_length), data, split)
     split = split or ("validation" if task == "squad" else find_task(task).validation)
     rows = read_rows(data, split, config)
     training = None if train is None else read_rows(train, "train", config)
     chosen = tuple(seeds) if training is not None else (0,)
     runs = [_trained(task, model, tokenizer, rows, training, chosen, args, max_length) for model in models]
-    return _evaluation(task, rows, chosen if training is not None else (), runs, data, split)
+    return _evaluation(task, rows, chosen if training is not None else (), _metrics(runs), data, split)
 
 
-def _score(
-    task: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows, max_length: int | None
-) -> dict[str, float]:
-    if task == "sts":
-        return {"spearmanr": sts_correlation(model, tokenizer, rows, max_length)}
+def _predicting(
+    compact: PreTrainedModel,
+    against: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Rows,
+    max_length: int | None,
+) -> dict[str, Metric]:
+    """Return how a model predicts running text, and how far it is from the original."""
     column = text_columns(rows, "data")[0]
     require_columns(rows, [column])
-    if model.get_output_embeddings() is None:
-        raise CompactConfigError(f"A {type(model).__name__} has no output layer, which perplexity needs.")
-    return {"perplexity": perplexity(model, tokenizer, (str(row[column]) for row in rows), max_length=max_length)}
+    models = [compact] if against is None else [against, compact]
+    found = predictions(models, tokenizer, (str(row[column]) for row in rows), max_length=max_length)
+
+    def metric(values: tuple[float, ...]) -> Metric:
+        return Metric((values[-1],), values[:-1])
+
+    metrics = {"perplexity": metric(found.perplexities)}
+    if found.bits_per_byte is not None:
+        metrics["bits_per_byte"] = metric(found.bits_per_byte)
+    if found.kl is not None and found.top1_agreement is not None:
+        metrics["kl"] = Metric((found.kl,), interval=found.kl_interval_95)
+        metrics["top1_agreement"] = Metric((found.top1_agreement,))
+    return metrics
 
 
 def _fidelity(
@@ -214,7 +243,7 @@ def _fidelity(
         sentences = [str(row[column]) for row in rows]
         vectors = [sentence_vectors(model, tokenizer, sentences) for model in (against, compact)]
         values = {"agreement": agreement(*vectors), **values}
-    return _evaluation("fidelity", rows, (), [[values]], data, split if data is not None else None)
+    return _evaluation("fidelity", rows, (), _metrics([[values]]), data, split if data is not None else None)
 
 
 def _trained(
@@ -241,15 +270,17 @@ def _trained(
         return [classify(folder, chosen, tokenizer, rows, training, seed, args, length) for seed in seeds]
 
 
-def _evaluation(
-    task: str,
-    rows: Rows,
-    seeds: tuple[int, ...],
-    values: list[list[dict[str, float]]],
-    data: Any,
-    split: str | None,
-) -> Evaluation:
+def _metrics(values: list[list[dict[str, float]]]) -> dict[str, Metric]:
     """Put together the values (models, seeds) by metric."""
-    by_metric = {name: Metric(*(tuple(run[name] for run in runs) for runs in values)) for name in values[0][0]}
+    compact, *original = values
+    return {
+        name: Metric(tuple(run[name] for run in compact), tuple(run[name] for runs in original for run in runs))
+        for name in compact[0]
+    }
+
+
+def _evaluation(
+    task: str, rows: Rows, seeds: tuple[int, ...], metrics: dict[str, Metric], data: Any, split: str | None
+) -> Evaluation:
     known = isinstance(data, str) and not Path(data).exists()
-    return Evaluation(task, len(rows), bool(seeds), seeds, by_metric, data if known else None, split)
+    return Evaluation(task, len(rows), bool(seeds), seeds, metrics, data if known else None, split)
