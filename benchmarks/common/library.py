@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.evaluation.perplexity import perplexity
+from hf_compact_embeddings.evaluation.perplexity import Predictions, perplexity, predictions
 from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors, sts_correlation
 from hf_compact_embeddings.evidence import frequencies
 from hf_compact_embeddings.evidence.exact_rows import always_exact
@@ -35,6 +35,7 @@ __all__ = [
     "HUB_ID",
     "HashEmbedding",
     "HashSettings",
+    "Predictions",
     "WordHasher",
     "agreement",
     "candidates",
@@ -53,6 +54,7 @@ __all__ = [
     "make_card",
     "perplexity",
     "predict_rows",
+    "predictions",
     "private_bytes",
     "find_sensitivity",
     "sentence_vectors",

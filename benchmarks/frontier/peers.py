@@ -254,6 +254,24 @@ def _fit_block(task: Task) -> Fitted:
     return Fitted(block_bytes(table.numel()), lambda: functional.dequantize_4bit(codes, state).numpy())
 
 
+def _fit_gguf(task: Task) -> Fitted:
+    """What the Python package of GGUF quantises itself; it only reads the K-quants."""
+    from gguf import GGMLQuantizationType, quants
+
+    kind = GGMLQuantizationType[task.options["type"]]
+    codes = quants.quantize(task.table, kind)
+    return Fitted(codes.nbytes, lambda: quants.dequantize(codes, kind).reshape(task.table.shape))
+
+
+def _fit_rows_by_largest(task: Task) -> Fitted:
+    """Symmetric levels of a row, its largest value the outermost: how Gemma's mobile builds store their tables."""
+    rows, width = task.table.shape
+    levels = 2 ** (task.options["bits"] - 1) - 1
+    scales = _half(np.maximum(np.abs(task.table).max(1, keepdims=True) / levels, 1e-7))
+    codes = np.clip(np.round(task.table / scales), -levels - 1, levels)
+    return Fitted(scaled_bytes(rows, width, task.options["bits"], width), lambda: codes * scales)
+
+
 def _fit_rows_to_int8(task: Task) -> Fitted:
     import torch
     from bitsandbytes import functional
@@ -291,6 +309,8 @@ _FITS: dict[str, Callable[[Task], Fitted]] = {
     "opq": _fit_opq,
     "intx": _fit_torchao,
     "block": _fit_block,
+    "gguf": _fit_gguf,
+    "rows": _fit_rows_by_largest,
     "int8_rows": _fit_rows_to_int8,
     "int8": _fit_global_int8,
     "vocabulary": _fit_vocabulary,
