@@ -13,7 +13,7 @@ from .principal_axes import PrincipalAxes, energies, principal_axes
 from .source import FitSource
 
 # Powers of the token frequency for bits and for axes, with and without an output head that scores through the table.
-_POWERS = {False: (0.3, 0.75), True: (0.75, 1.0)}
+_POWERS = {False: (0.3, 0.75), True: (0.85, 1.0)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -51,7 +51,7 @@ class RotatedConfig(TieredConfig):
         basis: "coded" stores the axes as trellis codes too, and trains only their lengths; "float16" stores
             them as they are, and trains them.
         frequency_power: errors weigh (count + 1)^power when bits are given out, where counts are known; None: 0.3,
-            or 0.75 where an output head scores through the table.
+            or 0.85 where an output head scores through the table.
         axis_power: the same for axes, means and gains; None: 0.75, or 1.0 with such a head.
         metric: what an error costs: "plain", its squared length; "sensitivity", how far it moves what the model gives:
             the scores of a head that is tied to the table, or else the states. "auto" is that, where there is a
