@@ -24,11 +24,11 @@ from ..common.library import compress_within, count_tokens, perplexity
 from ..common.record import layout, write
 from ..common.texts import texts_of
 
-# All methods weigh errors alike here: what sensitivity brings is another question.
-_PLAIN = {"metric": "plain"}
+# All methods weigh errors alike here: what sensitivity brings is another question, which `tied` answers.
+_PLAIN = {"metric": "plain", "frequency_power": 0.75, "axis_power": 1.0}
 SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "scalar, 4 bits, groups of 32": ("scalar", {"bits": 4, "group_size": 32}),
-    "rotated, powers 0.5 and 0.75": ("rotated", {"ratio": 25, "frequency_power": 0.5, "axis_power": 0.75, **_PLAIN}),
+    "rotated, powers 0.5 and 0.75": ("rotated", {"ratio": 25, **_PLAIN, "frequency_power": 0.5, "axis_power": 0.75}),
     "blocks": ("blocks", {"ratio": 25, **_PLAIN}),
     "subspace, f = 48": ("subspace", {"num_subspaces": 48, "frequency_power": 0.75}),
     "svd": ("factorized", {"fit": "svd", "ratio": 25, "int8_codes": True}),

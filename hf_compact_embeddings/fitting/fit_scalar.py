@@ -1,4 +1,7 @@
-"""Fit scalar embeddings: for each group of values the scale that leaves the least squared error."""
+"""Fit scalar embeddings: for each group of values the scale that leaves the least squared error, and its levels.
+
+Where it is known what errors cost, the levels of a row are chosen together: their errors make up for each other.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,8 @@ from torch import Tensor
 from ..modeling.errors import CompactConfigError
 from ..modeling.options import STORAGE_DTYPES
 from ..modeling.structure_scalar import ScalarConfig, ScalarEmbedding, middle
-from .methods import empty_structure, register_method
+from .error_feedback import feedback_factor, round_with_feedback
+from .methods import Need, empty_structure, register_method
 from .source import FitSource
 
 _ROWS_PER_CHUNK = 2048
@@ -24,10 +28,14 @@ def fit_scalar(options: ScalarConfig, source: FitSource) -> ScalarEmbedding:
     structure: ScalarEmbedding = empty_structure(options, source)
     codes = torch.empty(source.table.shape, dtype=torch.uint8)
     scales = torch.empty(structure.scales.shape)
+    metric = source.metric_for(options.metric)
+    factor = None if metric is None else feedback_factor(metric).to(source.device)
     for start in range(0, len(codes), _ROWS_PER_CHUNK):
         rows = slice(start, start + _ROWS_PER_CHUNK)
         values = source.table[rows].to(device=source.device, dtype=torch.float32).unflatten(1, (structure.groups, -1))
         found, scale = round_groups(values, structure.layout.bits, STORAGE_DTYPES[options.storage_dtype])
+        if factor is not None:
+            found = _with_feedback(values, scale, structure.layout.bits, factor)
         codes[rows], scales[rows] = found.flatten(1).cpu(), scale.cpu()
     structure.set_codes(codes, scales)
     return structure
@@ -49,6 +57,18 @@ def round_groups(values: Tensor, bits: int, stored: torch.dtype) -> tuple[Tensor
     return (_levels(values, best_scale, bits) + middle(bits)).to(torch.uint8), best_scale
 
 
+def _with_feedback(values: Tensor, scale: Tensor, bits: int, factor: Tensor) -> Tensor:
+    """Return the codes (n, groups, size), uint8, whose errors make up for each other."""
+    size = values.shape[-1]
+
+    def nearest(column: Tensor, number: int) -> Tensor:
+        of_group = scale[:, number // size]
+        return _levels(column[:, None], of_group, bits).squeeze(-1) * of_group
+
+    rounded = round_with_feedback(values.flatten(1), factor, nearest).view_as(values)
+    return (_levels(rounded, scale, bits) + middle(bits)).to(torch.uint8)
+
+
 def _levels(values: Tensor, scale: Tensor, bits: int) -> Tensor:
     """Return the nearest levels, in steps from the middle: whole numbers and a half."""
     steps = values / scale.unsqueeze(-1) + middle(bits)
@@ -65,4 +85,8 @@ def _candidates(rows: int, width: int, max_bytes: int) -> list[ScalarConfig]:
     return found
 
 
-register_method(structure=ScalarEmbedding, fit=fit_scalar, needs=lambda options: frozenset(), candidates=_candidates)
+def _needs(options: ScalarConfig) -> frozenset[Need]:
+    return frozenset() if options.metric == "plain" else frozenset({"sensitivity"})
+
+
+register_method(structure=ScalarEmbedding, fit=fit_scalar, needs=_needs, candidates=_candidates)

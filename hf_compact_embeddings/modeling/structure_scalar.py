@@ -36,12 +36,15 @@ class ScalarConfig(StructureConfig):
         bits: of each value, 2, 4 or 8; None: the most that the budget allows, or 8.
         group_size: values that share a scale; must divide the width. None: the smallest groups that the budget allows,
             or a scale for each row.
+        metric: what an error costs: "plain", its squared length; "sensitivity", how far it moves what the model gives,
+            so that the errors of a row make up for each other. "auto" is that, where there is a tokenizer.
     """
 
     method: ClassVar[str] = "scalar"
 
     bits: int | None = choice(None, 2, 4, 8)
     group_size: int | None = integer(None, 1)
+    metric: str = choice("auto", "plain", "sensitivity")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

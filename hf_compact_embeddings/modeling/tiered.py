@@ -46,7 +46,7 @@ _T = TypeVar("_T")
 class TieredConfig(StructureConfig):
     """The options that these structures have in common; their own say what each means."""
 
-    tiers: int = integer(4, 1, _MAX_TIERS)
+    tiers: int = integer(6, 1, _MAX_TIERS)
     basis: str = choice("coded", "float16")
     frequency_power: float | None = number(None, 0.0, 4.0)
     axis_power: float | None = number(None, 0.0, 4.0)
