@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", required=True, help="text files to compress with")
     parser.add_argument("--held-out", required=True, help="text file for the predictions")
     parser.add_argument("--tokens", type=int, default=20_480, help="of it, from its beginning")
-    parser.add_argument("--ratios", type=float, nargs="*", default=[4, 8, 16, 25, 50])
+    parser.add_argument("--ratios", type=float, nargs="*", default=[3.9, 8, 16, 25, 50])
     parser.add_argument(
         "--without-texts", type=float, nargs="*", default=[], help="ratios to compress at without texts"
     )
