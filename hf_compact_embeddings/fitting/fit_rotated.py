@@ -281,7 +281,7 @@ def _candidates(rows: int, width: int, max_bytes: int) -> list[RotatedConfig]:
     # A centroid takes as many bytes as the index entries of some dozen rows. Both must leave something for the rows.
     clusters = min(1024, 1 << (rows // 48).bit_length() >> 1)
     if enough and clusters >= 16 and max_bytes >= 2 * (rows * (clusters.bit_length() - 1) // 8):
-        found.append(RotatedConfig(clusters=clusters))
+        found.append(RotatedConfig(clusters=clusters, tiers=4))
     return found
 
 
