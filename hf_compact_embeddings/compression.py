@@ -30,6 +30,9 @@ from .planning import plan_for
 from .progress import other_bars_hidden, report, stage
 from .transformers_internals import attention_of, set_attention
 
+# What is kept exactly takes bytes from the other rows, and another few of these may go wrong for it.
+_ROUNDS_OF_EXACT_ROWS = 3
+
 
 def compress(
     model: PreTrainedModel | str | Path,
@@ -101,8 +104,7 @@ def compress(
         from_scratch = config.init == "random"
         needs = method_of(config).needs(config)
         with stage("Fitting"):
-            source = evidence.fit_source(needs, private_rows=config.private_rows, from_scratch=from_scratch)
-            structure = fit_structure(config, source)
+            structure = _fitted(config, evidence, from_scratch)
         # 5. Put the structure and copies of the other weights together, note what the table was made from, and with
         # time to spend train both.
         with stage("Assembling"):
@@ -120,6 +122,28 @@ def compress(
         if effort == "best":
             compact = _calibrated(compact, evidence, minutes, began)
     return compact
+
+
+def _fitted(config: StructureConfig, evidence: Evidence, from_scratch: bool) -> CompactEmbedding:
+    """Fit, and fit again around rows that went so wrong that they must be kept exactly, within the same budget."""
+    needs = method_of(config).needs(config)
+
+    def fit(also_exact: Tensor | None) -> CompactEmbedding:
+        source = evidence.fit_source(
+            needs, private_rows=config.private_rows, from_scratch=from_scratch, also_exact=also_exact
+        )
+        return fit_structure(config, source)
+
+    structure, exact = fit(None), torch.empty(0, dtype=torch.int64)
+    # Without a budget nobody has said that there may be more rows.
+    rounds = 0 if from_scratch or config.budget(*evidence.rows.shape) is None else _ROUNDS_OF_EXACT_ROWS
+    for _ in range(rounds):
+        overrated = evidence.overrated_rows(needs, structure)
+        if not overrated.numel():
+            break
+        exact = torch.cat([exact, overrated]).unique()
+        structure = fit(exact)
+    return structure
 
 
 def _method_config(method: str | StructureConfig, options: dict[str, Any], effort: Effort) -> StructureConfig:

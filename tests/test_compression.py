@@ -133,7 +133,7 @@ def test_texts_are_counted(case: Case) -> None:
         for token in tokenizer(text)["input_ids"]:
             counts[token] += 1
     options = {**case.options, "tokenizer": tokenizer, "private_rows": 9}
-    if case.method in ("blocks", "rotated"):
+    if case.method in ("blocks", "rotated", "scalar"):
         # Sensitivities are read from texts, of which there are none beside counts.
         options["metric"] = "plain"
     wanted = hce.compress(dense, case.method, token_counts=counts, **options)

@@ -15,10 +15,12 @@ from transformers.utils import logging
 from ..fitting import FitSource
 from ..modeling.architectures import InputTable
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
+from ..modeling.structure import CompactEmbedding
 from ..progress import stage
 from .exact_rows import exact_rows
 from .frequencies import count_tokens, counts_from_tokenizer, given_counts
 from .made_texts import made_texts
+from .overrated import overrated_rows
 from .sensitivity import Sensitivity, find_sensitivity, tied_heads
 from .states import contextual_states
 from .texts import Texts, read_texts
@@ -174,6 +176,13 @@ class Evidence:
             found.append("the special tokens")
         return ", ".join(found) or "nothing"
 
+    def overrated_rows(self, needs: Collection[str], structure: CompactEmbedding) -> Tensor:
+        """Return the ids of rows that a tied head would give far too often after a fit, where texts have shown that."""
+        sensitivity = self.sensitivity if "sensitivity" in needs else None
+        if sensitivity is None or sensitivity.states is None:
+            return torch.empty(0, dtype=torch.int64)
+        return overrated_rows(structure, self.rows, sensitivity.states)
+
     def exact_rows(self, private_rows: int = 0) -> Tensor:
         """Return the sorted ids of the rows to keep: padding, special tokens, the most frequent up to `private_rows`.
 
@@ -191,7 +200,12 @@ class Evidence:
         return (self.counts + doubts * (self.counts.sum() / doubts.sum().clamp(min=1e-30))) / 2
 
     def fit_source(
-        self, needs: Collection[str] = ("counts",), *, private_rows: int = 0, from_scratch: bool = False
+        self,
+        needs: Collection[str] = ("counts",),
+        *,
+        private_rows: int = 0,
+        from_scratch: bool = False,
+        also_exact: Tensor | None = None,
     ) -> FitSource:
         """Return what a fit starts from.
 
@@ -199,6 +213,7 @@ class Evidence:
             needs: out of NEEDS; nothing else is looked for.
             private_rows: rows to keep exactly, at least the padding row and special tokens.
             from_scratch: nothing is fitted, so that no row is kept and nothing is read.
+            also_exact: ids of more rows to keep exactly.
         """
         if unknown := set(needs) - set(NEEDS):
             raise ValueError(f"A method needs {sorted(unknown)}, but there are {', '.join(NEEDS)}.")
@@ -206,6 +221,9 @@ class Evidence:
             needs = ()
         if "texts" in needs and (self.texts is None or self.tokenizer is None):
             raise CompactConfigError(_UNMET["texts"])
+        exact = torch.empty(0, dtype=torch.int64) if from_scratch else self.exact_rows(private_rows)
+        if also_exact is not None:
+            exact = torch.cat([exact, also_exact]).unique()
         module = self.table.module
         sensitivity = self.sensitivity if "sensitivity" in needs else None
         return FitSource(
@@ -215,7 +233,7 @@ class Evidence:
             metric=None if sensitivity is None else sensitivity.metric,
             tied=bool(tied_heads(self.model, self.table)),
             token_strings=self.token_strings if "token_strings" in needs else None,
-            private_ids=torch.empty(0, dtype=torch.int64) if from_scratch else self.exact_rows(private_rows),
+            private_ids=exact,
             padding_idx=module.padding_idx,
             scale=self.table.scale,
             seed=self.seed,

@@ -41,6 +41,8 @@ _SCORES = 1 << 26
 _SHARE_OF_COMMON = 0.1
 # Of the mean, in directions that matter to nothing that was read.
 _SHRINKAGE = 0.01
+# Of what enters the head, kept of each batch of texts.
+_STATES_PER_BATCH = 64
 
 
 @dataclasses.dataclass
@@ -51,6 +53,7 @@ class _Sums:
     entering: Tensor
     common: Tensor
     doubts: Tensor
+    states: list[Tensor] = dataclasses.field(default_factory=list)
     positions: int = 0
     logit_scale: float = 0.0
 
@@ -69,8 +72,8 @@ def sensitivity_of_scores(
     table: InputTable,
     heads: Sequence[nn.Linear],
     seed: int,
-) -> tuple[Tensor, Tensor]:
-    """Return what errors cost (D, D), and how much doubt there is of each token (V,), both float64."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what errors cost (D, D), how much doubt there is of each token (V,), and states, scaled to give logits."""
     rows, width = table.module.weight.shape
     zeros = torch.zeros(width, width, dtype=torch.float64)
     sums = _Sums(zeros, zeros.clone(), zeros[0].clone(), torch.zeros(rows, dtype=torch.float64))
@@ -80,7 +83,7 @@ def sensitivity_of_scores(
         _add(sums, encoded, tokenizer if masked else None, model, _input_modules(model, table), heads, generator)
     if not sums.positions:
         raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
-    return sums.metric(), sums.doubts
+    return sums.metric(), sums.doubts, sums.logit_scale * torch.cat(sums.states)
 
 
 def _encoded(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, masked: bool) -> list[BatchEncoding]:
@@ -150,6 +153,7 @@ def _add(
         sums.common += weighted.sum(0)
         sums.doubts[: doubts.shape[1]] += doubts.sum(0)[: len(sums.doubts)]
         sums.positions += len(entering)
+        sums.states.append(entering[:: -(-len(entering) // _STATES_PER_BATCH)].float())
 
 
 def _input_modules(model: PreTrainedModel, table: InputTable) -> list[nn.Module]:

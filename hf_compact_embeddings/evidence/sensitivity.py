@@ -37,10 +37,12 @@ class Sensitivity:
         metric: the cost δᵀMδ of an error δ, as a positive definite matrix (D, D), float64.
         doubts: how much doubt there is of each token (V,) in what the model predicts, the sum of p (1 - p); None where
             no head scores through the table.
+        states: some of what enters that head (n, D), scaled so that their products with rows are logits; else None.
     """
 
     metric: Tensor
     doubts: Tensor | None = None
+    states: Tensor | None = None
 
 
 def find_sensitivity(

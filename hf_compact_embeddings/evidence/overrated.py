@@ -1,0 +1,47 @@
+"""Rows that a tied head gives far too much probability after a fit.
+
+Errors are judged as if they were small. To a token that the model never gives an error of its score may be none of
+that: chances grow with its exponential, and one such row can take what all others should have. There are few of them,
+and each costs little to be kept exactly.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..modeling.structure import CompactEmbedding
+
+# A row is overrated if it takes so much of all probability more than before, and so many times as much.
+_LEAST_EXCESS = 3e-4
+_LEAST_FACTOR = 4.0
+_MOST_ROWS = 256
+_ROUNDS = 4
+_STATES_PER_CHUNK = 32
+
+
+@torch.no_grad()
+def overrated_rows(structure: CompactEmbedding, rows: Tensor, states: Tensor) -> Tensor:
+    """Return the sorted ids (m,) of the rows that a fit lets take probability from all others.
+
+    Args:
+        structure: the fit.
+        rows: of the dense table (V, D).
+        states: some of what enters the head (n, D), scaled so that their products with rows are logits.
+    """
+    wrong = torch.empty(0, dtype=torch.int64)
+    decoded = structure.dense().float()
+    # One row that takes all hides the others.
+    for _ in range(_ROUNDS):
+        decoded[wrong] = rows[wrong].float()
+        before, after = torch.zeros(len(rows)).double(), torch.zeros(len(rows)).double()
+        for chunk in states.float().split(_STATES_PER_CHUNK):
+            before += (chunk @ rows.float().T).softmax(-1).sum(0)
+            after += (chunk @ decoded.T).softmax(-1).sum(0)
+        excess = (after - before) / len(states)
+        found = ((excess > _LEAST_EXCESS) & (after > _LEAST_FACTOR * before)).nonzero().squeeze(-1)
+        found = found[excess[found].argsort(descending=True, stable=True)][: _MOST_ROWS - len(wrong)]
+        if not found.numel():
+            break
+        wrong = torch.cat([wrong, found])
+    return wrong.sort().values
