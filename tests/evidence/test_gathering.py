@@ -119,7 +119,7 @@ def test_what_a_plan_has_read_is_not_what_the_fit_was_told() -> None:
     assert planned.compact_embedding.options.method == "subspace"
     told = "tokens counted in texts, the special tokens"
     assert planned.config.compact_source["evidence"] == hce.inspect(planned).evidence == told
-    scalar = hce.compress(tiny_model("bert"), "scalar", **given)
+    scalar = hce.compress(tiny_model("bert"), "scalar", metric="plain", **given)
     assert scalar.config.compact_source["evidence"] == "the special tokens"
 
 
