@@ -19,7 +19,7 @@ from .effort import Effort
 from .evidence import Evidence, gather, read_texts
 from .evidence.origin import origin_of
 from .fitting import fit_structure, method_of
-from .fitting.methods import make_config
+from .fitting.methods import make_config, private_row_bytes
 from .modeling.architectures import InputTable, find_input_table
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class
@@ -30,8 +30,10 @@ from .planning import plan_for
 from .progress import other_bars_hidden, report, stage
 from .transformers_internals import attention_of, set_attention
 
-# What is kept exactly takes bytes from the other rows, and another few of these may go wrong for it.
-_ROUNDS_OF_EXACT_ROWS = 3
+# What rows take that are kept exactly since a head would overrate them: more would cost the others more than it helps.
+# It is taken from the others, of which another few may go wrong for it.
+_SHARE_OF_OVERRATED = 0.02
+_ROUNDS_OF_OVERRATED = 3
 
 
 def compress(
@@ -135,10 +137,14 @@ def _fitted(config: StructureConfig, evidence: Evidence, from_scratch: bool) -> 
         return fit_structure(config, source)
 
     structure, exact = fit(None), torch.empty(0, dtype=torch.int64)
+    rows, width = evidence.rows.shape
     # Without a budget nobody has said that there may be more rows.
-    rounds = 0 if from_scratch or config.budget(*evidence.rows.shape) is None else _ROUNDS_OF_EXACT_ROWS
-    for _ in range(rounds):
-        overrated = evidence.overrated_rows(needs, structure)
+    budget = None if from_scratch else config.budget(rows, width)
+    most = 0 if budget is None else int(_SHARE_OF_OVERRATED * budget) // private_row_bytes(config, width)
+    for _ in range(_ROUNDS_OF_OVERRATED):
+        if len(exact) >= most:
+            break
+        overrated = evidence.overrated_rows(needs, structure, most - len(exact))
         if not overrated.numel():
             break
         exact = torch.cat([exact, overrated]).unique()

@@ -176,12 +176,12 @@ class Evidence:
             found.append("the special tokens")
         return ", ".join(found) or "nothing"
 
-    def overrated_rows(self, needs: Collection[str], structure: CompactEmbedding) -> Tensor:
-        """Return the ids of rows that a tied head would give far too often after a fit, where texts have shown that."""
+    def overrated_rows(self, needs: Collection[str], structure: CompactEmbedding, most: int) -> Tensor:
+        """Return the ids of rows that a tied head would give far too often after a fit, as far as texts have shown."""
         sensitivity = self.sensitivity if "sensitivity" in needs else None
         if sensitivity is None or sensitivity.states is None:
             return torch.empty(0, dtype=torch.int64)
-        return overrated_rows(structure, self.rows, sensitivity.states)
+        return overrated_rows(structure, self.rows, sensitivity.states, most)
 
     def exact_rows(self, private_rows: int = 0) -> Tensor:
         """Return the sorted ids of the rows to keep: padding, special tokens, the most frequent up to `private_rows`.

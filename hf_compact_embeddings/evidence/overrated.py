@@ -15,19 +15,19 @@ from ..modeling.structure import CompactEmbedding
 # A row is overrated if it takes so much of all probability more than before, and so many times as much.
 _LEAST_EXCESS = 3e-4
 _LEAST_FACTOR = 4.0
-_MOST_ROWS = 256
 _ROUNDS = 4
 _STATES_PER_CHUNK = 32
 
 
 @torch.no_grad()
-def overrated_rows(structure: CompactEmbedding, rows: Tensor, states: Tensor) -> Tensor:
-    """Return the sorted ids (m,) of the rows that a fit lets take probability from all others.
+def overrated_rows(structure: CompactEmbedding, rows: Tensor, states: Tensor, most: int) -> Tensor:
+    """Return the sorted ids (m,) of the rows that a fit lets take probability from all others, the worst of them.
 
     Args:
         structure: the fit.
         rows: of the dense table (V, D).
         states: some of what enters the head (n, D), scaled so that their products with rows are logits.
+        most: how many rows at most.
     """
     wrong = torch.empty(0, dtype=torch.int64)
     decoded = structure.dense().float()
@@ -40,7 +40,7 @@ def overrated_rows(structure: CompactEmbedding, rows: Tensor, states: Tensor) ->
             after += (chunk @ decoded.T).softmax(-1).sum(0)
         excess = (after - before) / len(states)
         found = ((excess > _LEAST_EXCESS) & (after > _LEAST_FACTOR * before)).nonzero().squeeze(-1)
-        found = found[excess[found].argsort(descending=True, stable=True)][: _MOST_ROWS - len(wrong)]
+        found = found[excess[found].argsort(descending=True, stable=True)][: most - len(wrong)]
         if not found.numel():
             break
         wrong = torch.cat([wrong, found])

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings import compression
 from hf_compact_embeddings.evidence.overrated import overrated_rows
 from hf_compact_embeddings.evidence.sensitivity import find_sensitivity
 from hf_compact_embeddings.fitting import FitSource, fit_structure
@@ -33,8 +34,9 @@ def test_rows_that_take_all_are_found_also_behind_others() -> None:
     push[0] = 4.0
     # The last hides the second; one that loses its chances harms little.
     errors = torch.stack([-push, push, 0.01 * push, 10 * push])
-    assert overrated_rows(spoilt(rows, [3, 70, 150, 399], errors), rows, states).tolist() == [70, 399]
-    assert overrated_rows(spoilt(rows, [5], 0 * push), rows, states).numel() == 0
+    assert overrated_rows(spoilt(rows, [3, 70, 150, 399], errors), rows, states, 9).tolist() == [70, 399]
+    assert overrated_rows(spoilt(rows, [3, 70, 150, 399], errors), rows, states, 1).tolist() == [399]
+    assert overrated_rows(spoilt(rows, [5], 0 * push), rows, states, 9).numel() == 0
 
 
 def test_states_give_the_logits_of_the_model() -> None:
@@ -60,6 +62,7 @@ def test_compress_keeps_them_exactly_within_the_budget(budget: dict, monkeypatch
         return torch.tensor([77, 78]) if len(calls) == 1 else torch.empty(0, dtype=torch.int64)
 
     monkeypatch.setattr("hf_compact_embeddings.evidence.gathering.overrated_rows", two_rows)
+    monkeypatch.setattr(compression, "_SHARE_OF_OVERRATED", 0.25)
     compact = hce.compress(model, "rotated", **budget, **given).compact_embedding
     assert len(calls) == 2 and {77, 78} <= set(compact.private_id_list().tolist())
     torch.testing.assert_close(compact.dense()[[77, 78]], rows[[77, 78]], atol=1e-4, rtol=1e-3)
@@ -68,3 +71,6 @@ def test_compress_keeps_them_exactly_within_the_budget(budget: dict, monkeypatch
     hce.compress(model, "rotated", metric="plain", **budget, **given)
     hce.compress(model, "scalar", bits=4, **given)
     assert not calls, "only what a metric of scores has shown, and within a budget"
+    monkeypatch.setattr(compression, "_SHARE_OF_OVERRATED", 0.02)
+    hce.compress(model, "rotated", **budget, **given)
+    assert not calls, "a small part of the budget: here not even one row"
