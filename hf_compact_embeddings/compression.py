@@ -19,7 +19,7 @@ from .effort import Effort
 from .evidence import Evidence, gather, read_texts
 from .evidence.origin import origin_of
 from .fitting import fit_structure, method_of
-from .fitting.methods import make_config, private_row_bytes
+from .fitting.methods import Need, make_config, private_row_bytes
 from .modeling.architectures import InputTable, find_input_table
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class
@@ -106,7 +106,7 @@ def compress(
         from_scratch = config.init == "random"
         needs = method_of(config).needs(config)
         with stage("Fitting"):
-            structure = _fitted(config, evidence, from_scratch)
+            structure = _fitted(config, evidence, needs)
         # 5. Put the structure and copies of the other weights together, note what the table was made from, and with
         # time to spend train both.
         with stage("Assembling"):
@@ -126,9 +126,9 @@ def compress(
     return compact
 
 
-def _fitted(config: StructureConfig, evidence: Evidence, from_scratch: bool) -> CompactEmbedding:
+def _fitted(config: StructureConfig, evidence: Evidence, needs: frozenset[Need]) -> CompactEmbedding:
     """Fit, and fit again around rows that went so wrong that they must be kept exactly, within the same budget."""
-    needs = method_of(config).needs(config)
+    from_scratch = config.init == "random"
 
     def fit(also_exact: Tensor | None) -> CompactEmbedding:
         source = evidence.fit_source(

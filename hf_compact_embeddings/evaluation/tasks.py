@@ -152,7 +152,7 @@ def evaluate(
         compact: the model.
         task: "fidelity" (of the table; with sentences as data also of their similarities), "sts" (rank correlation of
             cosines of mean-pooled vectors), "perplexity" (with the original also how far predictions are from its:
-            their mean divergence in nats, and how often the likeliest token is another), "glue/<task>", "xnli" or
+            their mean divergence in nats, and how often the likeliest token is the same), "glue/<task>", "xnli" or
             "squad".
         tokenizer: of both models.
         data: rows with the task's columns, a JSON, CSV or text file of them, a folder with a file for each split, or

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling.errors import CompactConfigError
-from .texts import Text, text_batches
+from .texts import Text, no_tokens, text_batches
 
 _TEXTS_PER_BATCH = 64
 # As if a text of this length had been counted; Zipf's law, flattened for the first ranks (Mandelbrot).
@@ -38,7 +38,7 @@ def count_tokens(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, rows
         ids = torch.tensor([token for sequence in encoded for token in sequence], dtype=torch.int64)
         counts += torch.bincount(ids[ids < rows], minlength=rows)
     if not counts.any():
-        raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
+        raise no_tokens()
     return counts
 
 

@@ -16,7 +16,9 @@ from ..modeling.structure import CompactEmbedding
 _LEAST_EXCESS = 3e-4
 _LEAST_FACTOR = 4.0
 _ROUNDS = 4
-_STATES_PER_CHUNK = 32
+_ROWS_PER_CHUNK = 8192
+# That are held, before and after: with many tokens fewer states must do.
+_SCORES = 1 << 25
 
 
 @torch.no_grad()
@@ -30,15 +32,15 @@ def overrated_rows(structure: CompactEmbedding, rows: Tensor, states: Tensor, mo
         most: how many rows at most.
     """
     wrong = torch.empty(0, dtype=torch.int64)
-    decoded = structure.dense().float()
+    states = states[:: -(-len(states) * len(rows) // _SCORES)].float()
+    logits = structure.project(states)
+    chunks = rows.split(_ROWS_PER_CHUNK)
+    before = torch.cat([states @ chunk.float().T for chunk in chunks], dim=1).softmax(1).mean(0, dtype=torch.float64)
     # One row that takes all hides the others.
     for _ in range(_ROUNDS):
-        decoded[wrong] = rows[wrong].float()
-        before, after = torch.zeros(len(rows)).double(), torch.zeros(len(rows)).double()
-        for chunk in states.float().split(_STATES_PER_CHUNK):
-            before += (chunk @ rows.float().T).softmax(-1).sum(0)
-            after += (chunk @ decoded.T).softmax(-1).sum(0)
-        excess = (after - before) / len(states)
+        logits[:, wrong] = states @ rows[wrong].float().T
+        after = logits.softmax(1).mean(0, dtype=torch.float64)
+        excess = after - before
         found = ((excess > _LEAST_EXCESS) & (after > _LEAST_FACTOR * before)).nonzero().squeeze(-1)
         found = found[excess[found].argsort(descending=True, stable=True)][: most - len(wrong)]
         if not found.numel():

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import BatchEncoding
 
+from ..fitting.reproducible import product_over_rows
 from ..model_outputs import is_masked_lm
 from ..modeling.architectures import InputTable, embedding_scale
-from ..modeling.errors import CompactConfigError
 from ..progress import steps
-from .texts import Text, some_texts
+from .texts import Text, no_tokens, some_texts
 
 _TEXTS_PER_BATCH = 16
 _MAX_LENGTH = 128
@@ -79,10 +79,11 @@ def sensitivity_of_scores(
     sums = _Sums(zeros, zeros.clone(), zeros[0].clone(), torch.zeros(rows, dtype=torch.float64))
     masked = is_masked_lm(model) and tokenizer.mask_token_id is not None
     generator = torch.Generator().manual_seed(seed)
+    inputs = _input_modules(model, table)
     for encoded in steps(_encoded(texts, tokenizer, masked), "Reading batches"):
-        _add(sums, encoded, tokenizer if masked else None, model, _input_modules(model, table), heads, generator)
+        _add(sums, encoded, tokenizer if masked else None, model, inputs, heads, generator)
     if not sums.positions:
-        raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
+        raise no_tokens()
     return sums.metric(), sums.doubts, sums.logit_scale * torch.cat(sums.states)
 
 
@@ -139,19 +140,23 @@ def _add(
         predicted = logits.detach().float().softmax(-1)
         drawn = torch.multinomial(predicted.cpu(), 1, generator=generator).to(logits.device)
         losses.append(-logits.float().log_softmax(-1).gather(1, drawn).sum())
-        found.append((entering.detach().double().cpu(), (predicted * (1 - predicted)).double().cpu()))
-        sums.logit_scale = sums.logit_scale or float(logits.detach().float().std() / scores.detach().float().std())
+        doubts = predicted * (1 - predicted)
+        # Summed for each prediction and for each token: the doubts themselves are as many as scores.
+        of_predictions, of_tokens = (doubts.sum(way, dtype=torch.float64).cpu() for way in (1, 0))
+        found.append((entering.detach().double().cpu(), of_predictions, of_tokens))
+        if not sums.logit_scale:
+            spread = scores.detach().float().std().clamp(min=1e-30)
+            sums.logit_scale = float(logits.detach().float().std() / spread)
     rows = [row for row, _ in read]
     gradients = torch.autograd.grad(torch.stack(losses).sum(), rows, allow_unused=True)
     for gradient, (_, scale) in zip(gradients, read, strict=True):
         if gradient is not None:
             vectors = gradient.flatten(0, -2).double().cpu() * scale
-            sums.reading += vectors.T @ vectors
-    for entering, doubts in found:
-        weighted = entering * doubts.sum(1, keepdim=True)
-        sums.entering += entering.T @ weighted
-        sums.common += weighted.sum(0)
-        sums.doubts[: doubts.shape[1]] += doubts.sum(0)[: len(sums.doubts)]
+            sums.reading += product_over_rows(vectors, vectors)
+    for entering, of_predictions, of_tokens in found:
+        sums.entering += product_over_rows(entering, entering * of_predictions[:, None])
+        sums.common += product_over_rows(of_predictions, entering)
+        sums.doubts[: len(of_tokens)] += of_tokens[: len(sums.doubts)]
         sums.positions += len(entering)
         sums.states.append(entering[:: -(-len(entering) // _STATES_PER_BATCH)].float())
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..fitting.reproducible import product_over_rows, symmetric_eigen
 from ..model_outputs import mean_pooled
 from ..modeling.architectures import InputTable, find_input_table
-from ..modeling.errors import CompactConfigError
 from ..progress import steps
 from .score_sensitivity import sensitivity_of_scores
 from .states import base_encoder
-from .texts import Text, some_texts
+from .texts import Text, no_tokens, some_texts
 
 # A few hundred texts fix a matrix of this size well enough: it is smoothed before it is used.
 # The gradients of a text's tokens are much alike: few of them do.
@@ -92,7 +92,7 @@ def _of_states(texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model:
             found.append(gradient[mask.bool()])
         return torch.cat(found)
 
-    variances, axes = torch.linalg.eigh(_mean_outer_product(gradients(batch) for batch in _batches(texts)))
+    variances, axes = symmetric_eigen(_mean_outer_product(gradients(batch) for batch in _batches(texts)))
     costs = variances.clamp(min=0.0).sqrt()
     return (axes * (costs + _SHRINKAGE * costs.mean())) @ axes.T
 
@@ -109,8 +109,8 @@ def _mean_outer_product(parts: Iterable[Tensor]) -> Tensor:
     total, count = torch.zeros(()).double(), 0
     for part in parts:
         vectors = part.double().cpu()
-        total = total + vectors.T @ vectors
+        total = total + product_over_rows(vectors, vectors)
         count += len(vectors)
     if not count:
-        raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
+        raise no_tokens()
     return total / count

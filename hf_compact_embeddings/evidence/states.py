@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling.errors import CompactConfigError
-from .texts import Text, text_batches
+from .texts import Text, no_tokens, text_batches
 
 _TEXTS_PER_BATCH = 64
 _MAX_LENGTH = 256
@@ -57,7 +56,7 @@ def _summed_states(
         sums.index_add_(0, ids, states)
         counts.index_add_(0, ids, torch.ones(len(ids)))
     if sums is None:
-        raise CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
+        raise no_tokens()
     return sums, counts
 
 

@@ -119,6 +119,11 @@ def text_batches(texts: Iterable[Text], description: str, size: int) -> Iterator
             progress.update(len(batch))
 
 
+def no_tokens() -> CompactConfigError:
+    """Return the error of whoever has read all texts and got nothing."""
+    return CompactConfigError("`texts` gave no tokens: it is empty, or holds empty strings only.")
+
+
 def some_texts(texts: Iterable[Text]) -> list[str]:
     """Return texts from all over the first ones, in an order of which any beginning is a fair sample."""
     beginning = islice(single_texts(texts), _TEXTS_TO_CHOOSE_FROM)
