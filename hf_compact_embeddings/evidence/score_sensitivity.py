@@ -43,6 +43,7 @@ _SHARE_OF_COMMON = 0.1
 _SHRINKAGE = 0.01
 # Of what enters the head, kept of each batch of texts.
 _STATES_PER_BATCH = 64
+_TOKENS_TO_SPREAD = 8192
 
 
 @dataclasses.dataclass
@@ -135,20 +136,26 @@ def _add(
     with _rows_apart(inputs) as read, _scoring_at(heads, positions) as scored:
         output = model(**{name: tensor.to(model.device) for name, tensor in given.items()})
     found, losses = [], []
-    for entering, scores in scored:
-        logits = scores if len(scored) > 1 or getattr(output, "logits", None) is None else output.logits[0]
+    for _, entering, scores in scored:
+        logits = scores if len(scored) > 1 or getattr(output, "logits", None) is None else output.logits
+        logits = logits[0]
         predicted = logits.detach().float().softmax(-1)
         drawn = torch.multinomial(predicted.cpu(), 1, generator=generator).to(logits.device)
         losses.append(-logits.float().log_softmax(-1).gather(1, drawn).sum())
         doubts = predicted * (1 - predicted)
         # Summed for each prediction and for each token: the doubts themselves are as many as scores.
         of_predictions, of_tokens = (doubts.sum(way, dtype=torch.float64).cpu() for way in (1, 0))
-        found.append((entering.detach().double().cpu(), of_predictions, of_tokens))
-        if not sums.logit_scale:
-            spread = scores.detach().float().std().clamp(min=1e-30)
-            sums.logit_scale = float(logits.detach().float().std() / spread)
+        found.append((entering.detach()[0].double().cpu(), of_predictions, of_tokens))
+        sums.logit_scale = sums.logit_scale or _spread(logits) / max(_spread(scores[0]), 1e-30)
     rows = [row for row, _ in read]
-    gradients = torch.autograd.grad(torch.stack(losses).sum(), rows, allow_unused=True)
+    # Through the head by hand: its sums over all tokens would depend on the number of threads.
+    of_scores = torch.autograd.grad(torch.stack(losses).sum(), [scores for _, _, scores in scored])
+    of_states = [
+        product_over_rows(gradient[0].T, head.weight.detach())[None]
+        for gradient, (head, _, _) in zip(of_scores, scored, strict=True)
+    ]
+    entered = [entering for _, entering, _ in scored]
+    gradients = torch.autograd.grad(entered, rows, grad_outputs=of_states, allow_unused=True)
     for gradient, (_, scale) in zip(gradients, read, strict=True):
         if gradient is not None:
             vectors = gradient.flatten(0, -2).double().cpu() * scale
@@ -159,6 +166,11 @@ def _add(
         sums.doubts[: len(of_tokens)] += of_tokens[: len(sums.doubts)]
         sums.positions += len(entering)
         sums.states.append(entering[:: -(-len(entering) // _STATES_PER_BATCH)].float())
+
+
+def _spread(scores: Tensor) -> float:
+    """Return how far scores (n, V) of a prediction lie apart; of so few tokens that any number of threads agree."""
+    return float(scores[:, :_TOKENS_TO_SPREAD].detach().float().std(1, correction=0).mean())
 
 
 def _input_modules(model: PreTrainedModel, table: InputTable) -> list[nn.Module]:
@@ -186,16 +198,16 @@ def _rows_apart(inputs: Sequence[nn.Module]) -> Iterator[list[tuple[Tensor, floa
 
 
 @contextlib.contextmanager
-def _scoring_at(heads: Sequence[nn.Linear], positions: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Let output layers score some positions (B, T) only; collects what enters (n, D) and the scores (n, V)."""
-    scored: list[tuple[Tensor, Tensor]] = []
+def _scoring_at(heads: Sequence[nn.Linear], positions: Tensor) -> Iterator[list[tuple[nn.Linear, Tensor, Tensor]]]:
+    """Let output layers score some positions (B, T) only; collects each, what enters (1, n, D) and scores (1, n, V)."""
+    scored: list[tuple[nn.Linear, Tensor, Tensor]] = []
 
     def choose(_: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # As one text, so that what a model does with its scores still fits.
         return (arguments[0][positions.to(arguments[0].device)][None], *arguments[1:])
 
-    def keep(_: object, arguments: tuple[Tensor, ...], scores: Tensor) -> None:
-        scored.append((arguments[0][0], scores[0]))
+    def keep(head: nn.Linear, arguments: tuple[Tensor, ...], scores: Tensor) -> None:
+        scored.append((head, arguments[0], scores))
 
     handles = [head.register_forward_pre_hook(choose) for head in heads]
     handles += [head.register_forward_hook(keep) for head in heads]

@@ -146,6 +146,19 @@ def test_what_callers_do_with_gradients_does_not_matter(architecture: str, mode:
         assert torch.equal(find_sensitivity(texts, tokenizer, model).metric, expected)
 
 
+@pytest.mark.parametrize("head", ["BertForMaskedLM", "BertModel"])
+def test_one_thread_and_two_find_the_same(head: str) -> None:
+    """Sums over as many tokens are cut into parts for threads, where nothing keeps torch from it."""
+    model, tokenizer, texts = tiny_model("bert", head, vocab_size=50_000), tiny_tokenizer(), tiny_texts(64)
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(find_sensitivity(texts, tokenizer, model))
+    torch.set_num_threads(before)
+    one, two = (vars(sensitivity) for sensitivity in found)
+    assert all(one[name] is two[name] is None or torch.equal(one[name], two[name]) for name in one)
+
+
 def test_a_head_of_its_own_has_no_say() -> None:
     texts, tokenizer = tiny_texts(20), tiny_tokenizer()
     model, other = tiny_model("llama-untied"), tiny_model("llama-untied")
