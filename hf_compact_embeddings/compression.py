@@ -103,7 +103,7 @@ def compress(
         # 4. Choose a configuration where only a budget was given, and fit.
         if config is None:
             with stage("Planning"):
-                config = plan_for(evidence, cheap=efforts.cheap_settings(effort), **options)[0].config
+                config = plan_for(evidence, cheap=efforts.cheap_settings(effort), only_best=True, **options)[0].config
         from_scratch = config.init == "random"
         needs = method_of(config).needs(config)
         with stage("Fitting"):

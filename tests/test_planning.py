@@ -294,6 +294,21 @@ def test_a_candidate_beyond_the_budget_is_no_measure_for_others(table: Tensor, l
     assert {one.config for one in judged} == set(others) and not any(one.rough for one in judged)
 
 
+def test_who_asks_for_the_best_alone_gets_the_same_and_waits_for_fewer(
+    table: Tensor, counts: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fits: list[str] = []
+    fit = judging.Judge._extrapolated
+    monkeypatch.setattr(judging.Judge, "_extrapolated", lambda *given: fits.append("") or fit(*given))
+    model = model_with(table)
+    evidence = planning.gather(model, planning.find_input_table(model), token_counts=counts)
+    everyone = planning.plan_for(evidence, ratio=8)
+    tried, rough = len(fits), [one for one in everyone if one.rough]
+    best = planning.plan_for(evidence, ratio=8, only_best=True)
+    assert best[0].config == everyone[0].config and best[0].predicted_error == everyone[0].predicted_error
+    assert rough and len(fits) - tried < tried, "what cannot win is not fitted to a sample"
+
+
 def test_candidates_and_the_fit_share_what_they_find_alike(table: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     found: list[str] = []
     for module, name in (

@@ -19,6 +19,7 @@ from hf_compact_embeddings.evaluation.perplexity import Predictions, perplexity,
 from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors, sts_correlation
 from hf_compact_embeddings.evidence import frequencies
 from hf_compact_embeddings.evidence.exact_rows import always_exact
+from hf_compact_embeddings.evidence.frequencies import RANK_OF_CHARACTERS, ranks_of_tokens
 from hf_compact_embeddings.evidence.sensitivity import find_sensitivity
 from hf_compact_embeddings.finetuning.classification import find_task
 from hf_compact_embeddings.finetuning.metrics import interval_95
@@ -33,6 +34,7 @@ from hf_compact_embeddings.modeling.structure_hash import HashEmbedding
 
 __all__ = [
     "HUB_ID",
+    "RANK_OF_CHARACTERS",
     "HashEmbedding",
     "HashSettings",
     "Predictions",
@@ -56,6 +58,7 @@ __all__ = [
     "predict_rows",
     "predictions",
     "private_bytes",
+    "ranks_of_tokens",
     "find_sensitivity",
     "sentence_vectors",
     "shannon_bound",

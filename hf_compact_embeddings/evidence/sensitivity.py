@@ -20,8 +20,8 @@ from .texts import Text, no_tokens, some_texts
 
 # A few hundred texts fix a matrix of this size well enough: it is smoothed before it is used.
 # The gradients of a text's tokens are much alike: few of them do.
-_TEXTS = 512
-_TEXTS_PER_BATCH = 16
+_TEXTS = 256
+_TEXTS_PER_BATCH = 8
 _MAX_LENGTH = 32
 # Random directions of the output for each text: one alone leaves a metric that is too noisy for the smallest budgets.
 _DIRECTIONS = 3

@@ -12,17 +12,22 @@ import torch
 from torch import Tensor
 
 from .allocation import code_lengths
-from .kmeans import kmeans
+from .kmeans import assign, kmeans
 from .principal_axes import PrincipalAxes
 from .tier_plan import CentroidStatistics
 
 # Further axes hold little of what rows have in common: centroids fitted to them would be fitted to single rows.
 _AXES = 64
-_ITERATIONS = 12
-_ROUNDS = 12
+_ITERATIONS = 6
+_SAMPLES_PER_CENTROID = 32
+_ROUNDS = 8
+# Of the rows: when fewer change their centroid in a round, it is the last.
+_SETTLED = 0.001
+# Of the largest weight.
+_LEAST_WEIGHT = 1e-9
 _CHUNK = 8192
-# Of rows to centroids: 2^22 float32 values are 16 MB.
-_DISTANCES_PER_CHUNK = 1 << 22
+# Of rows to centroids: 2^20 float32 values are 4 MB, which stays in a CPU's cache.
+_DISTANCES_PER_CHUNK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +70,10 @@ def find_clusters(points: Tensor, width: int, count: int, seed: int) -> Clusters
     """Cluster rows by their first coordinates (V, n), all of the same weight; None where all are the same."""
     generator = torch.Generator().manual_seed(seed)
     cpu = torch.device("cpu")
-    centroids, of_row = kmeans(points.unsqueeze(1), count, None, generator, _ITERATIONS, cpu, "Clustering rows")
+    # A start that is found in less time: what follows moves the centroids, too.
+    sample = points[torch.randperm(len(points), generator=generator)[: _SAMPLES_PER_CENTROID * count]].unsqueeze(1)
+    centroids, _ = kmeans(sample, count, None, generator, _ITERATIONS, cpu, "Clustering rows")
+    of_row, _ = assign(points.unsqueeze(1), centroids, with_distances=False)
     return _in_order(of_row.squeeze(1).long(), centroids[0], width)
 
 
@@ -81,25 +89,33 @@ def choose_clusters(clusters: Clusters, points: Tensor, weights: Tensor, price: 
         price: what a bit costs.
     """
     weights = weights.float()
+    # What a bit costs beside an error of 1: rows that weigh nothing take the shortest codeword.
+    prices = price / (2 * weights.clamp(min=_LEAST_WEIGHT * float(weights.max())))
     of_row, centroids = clusters.of_row, clusters.points[:, : points.shape[1]].float()
     for _ in range(_ROUNDS):
         sizes = torch.bincount(of_row, minlength=len(centroids)).float()
         kept = sizes > 0
         centroids, sizes = centroids[kept], sizes[kept]
-        costs = (sizes.sum() / sizes).log2() * price
-        half_norms = centroids.square().sum(1) / 2
-        step = max(1, _DISTANCES_PER_CHUNK // len(centroids))
-        chosen = [
-            (weight[:, None] * 2 * (half_norms - rows @ centroids.T) + costs).argmin(1)
-            for rows, weight in zip(points.split(step), weights.split(step), strict=True)
-        ]
-        before, of_row = of_row, torch.cat(chosen)
+        before, of_row = of_row, _cheapest(points, prices, centroids, (sizes.sum() / sizes).log2())
         mass = torch.zeros(len(centroids)).index_add(0, of_row, weights)
         sums = torch.zeros_like(centroids).index_add(0, of_row, points * weights[:, None])
         centroids = torch.where(mass[:, None] > 0, sums / mass.clamp(min=1e-30)[:, None], centroids)
-        if torch.equal(of_row, before):
+        if int((of_row != before).sum()) <= _SETTLED * len(of_row):
             break
     return _in_order(of_row, centroids, clusters.points.shape[1])
+
+
+def _cheapest(points: Tensor, prices: Tensor, centroids: Tensor, lengths: Tensor) -> Tensor:
+    """Return the centroid (V,) of least error and codeword length; one product gives both, which saves three passes."""
+    half_norms = centroids.square().sum(1, keepdim=True) / 2
+    columns = torch.cat([-centroids, half_norms, lengths[:, None]], dim=1).T.contiguous()
+    step = max(1, _DISTANCES_PER_CHUNK // len(centroids))
+    chosen = []
+    for rows, price in zip(points.split(step), prices.split(step), strict=True):
+        costs = torch.cat([rows, torch.ones_like(price)[:, None], price[:, None]], dim=1) @ columns
+        # Four times as fast as `argmin`.
+        chosen.append(costs.min(1).indices)
+    return torch.cat(chosen)
 
 
 def first_coordinates(table: Tensor, axes: PrincipalAxes) -> Tensor:

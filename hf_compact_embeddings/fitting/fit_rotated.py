@@ -23,7 +23,7 @@ from ..modeling.structure_rotated import (
     RotatedLayout,
     length_counts_of,
 )
-from ..progress import steps
+from ..progress import steps, tell
 from . import trellis
 from .allocation import code_lengths, expected_error, row_statistics
 from .clusters import Clusters, choose_clusters, find_clusters, first_coordinates
@@ -82,7 +82,9 @@ class _Rest:
 
 def fit_rotated(options: RotatedConfig, source: FitSource) -> RotatedEmbedding:
     """Fit to a dense table."""
-    return _coded(options, source, _framed(options, source), None)
+    frame = _framed(options, source)
+    _tell_how_long(options, frame.plan)
+    return _coded(options, source, frame, None)
 
 
 @torch.no_grad()
@@ -176,6 +178,18 @@ def _layout(options: RotatedConfig, plan: TierPlan, clusters: Clusters | None, w
         cluster_length_counts=length_counts_of(lengths),
         cluster_index_bytes=0 if clusters is None else coded_bytes(clusters.sizes(), lengths),
     )
+
+
+def _tell_how_long(options: RotatedConfig, plan: TierPlan) -> None:
+    """Say how long the search for codes will take, which is nearly all that a large fit takes."""
+    seconds = 0.0
+    for size, bits in zip(plan.sizes, plan.bits, strict=True):
+        if size and any(bits):
+            ring = [count for count in bits if count]
+            seconds += trellis.seconds_to_encode(
+                size, ring, trellis.window_bits_for(sum(ring), options.max_window_bits)
+            )
+    tell(f"Coding {sum(plan.sizes):,} rows will take about {seconds:.0f} seconds.")
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ from .reproducible import product_over_rows, symmetric_eigen, total
 from .spectrum import covariance, metric_roots
 
 _CHUNK = 8192
+# Of the largest: what is smaller is an axis that is stored as zero, or as another one.
+_LEAST_EIGENVALUE = 1e-12
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +34,17 @@ class PrincipalAxes:
 
     def projection_to(self, basis: Tensor) -> Tensor:
         """Return what takes centred rows to their coordinates (D, r) on a basis (r, D) as it is stored."""
-        return self.root @ torch.linalg.pinv(basis.double() @ self.root)
+        return self.root @ _right_inverse(basis.double() @ self.root)
+
+
+def _right_inverse(rows: Tensor) -> Tensor:
+    """Return the pseudo-inverse (D, r) of rows (r, D) that are nearly orthogonal, some of them perhaps zero."""
+    if not len(rows):
+        return rows.T
+    values, vectors = symmetric_eigen(rows @ rows.T)
+    kept = values > _LEAST_EIGENVALUE * values.max()
+    inverse = torch.where(kept, 1 / values.where(kept, 1.0), 0.0)
+    return rows.T @ ((vectors * inverse) @ vectors.T)
 
 
 def principal_axes(table: Tensor, weights: Tensor, metric: Tensor | None = None) -> PrincipalAxes:

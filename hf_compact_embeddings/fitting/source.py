@@ -13,6 +13,7 @@ from ..modeling.errors import CompactConfigError, config_error
 from .reproducible import total
 
 _T = TypeVar("_T")
+_FINITE = "all values are finite"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +61,7 @@ class FitSource:
         if self.table.ndim != 2 or 0 in self.table.shape:
             shape = tuple(self.table.shape)
             raise CompactConfigError(f"`table` has shape {shape}, but it must be 2-D and not empty.")
-        if not self.table.is_floating_point() or not all(chunk.isfinite().all() for chunk in self.table.split(8192)):
-            raise CompactConfigError("`table` holds NaN or infinity, or no floats: nothing can stand for it.")
+        self._require_finite_table()
         rows = self.table.shape[0]
         if self.counts is not None:
             if self.counts.shape != (rows,):
@@ -71,6 +71,15 @@ class FitSource:
                 raise CompactConfigError("`token_counts` must be finite and not negative.")
         if self.features is not None and self.features.shape[0] != rows:
             raise CompactConfigError(f"`features` has {self.features.shape[0]:,} rows, the table {rows:,}.")
+
+    def _require_finite_table(self) -> None:
+        # Reading a large table takes a while, and a plan makes dozens of sources of one.
+        known = self.findings.get(_FINITE)
+        if known is not None and known[0][0] is self.table:
+            return
+        if not self.table.is_floating_point() or not all(chunk.isfinite().all() for chunk in self.table.split(8192)):
+            raise CompactConfigError("`table` holds NaN or infinity, or no floats: nothing can stand for it.")
+        self.findings[_FINITE] = ((self.table,), None)
 
     def metric_for(self, option: str) -> Tensor | None:
         """Return the metric of an option: none for "plain", what there is for "auto"; "sensitivity" must be had."""

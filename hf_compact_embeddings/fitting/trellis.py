@@ -9,6 +9,7 @@ and by gathers, and nothing but the bits is stored. Encoding finds the ring whos
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,6 +38,7 @@ __all__ = [
     "encode",
     "expected_distortion",
     "reproduction_values",
+    "seconds_to_encode",
     "spread",
     "window_bits_for",
     "windows_of",
@@ -49,6 +51,7 @@ logger = logging.get_logger(__name__)
 _SPREAD = (0.0, 0.87, 1.01, 1.09, 1.13, 1.17, 1.21)
 _LOSS_DB = (0.0, 0.35, 0.47, 0.74, 0.74, 1.03, 1.12)
 _STREAM_BYTES = 1 << 26
+_TRIAL_ROWS = 128
 
 
 def expected_distortion() -> Tensor:
@@ -101,6 +104,17 @@ def encode(
             windows = search(whole, ring, lead, places)
         codes.append(_pack(windows, bits))
     return torch.cat(codes) if codes else torch.empty(0, sum(bits) // 8, dtype=torch.uint8)
+
+
+def seconds_to_encode(rows: int, bits: Sequence[int], window_bits: int) -> float:
+    """Return about how long `encode` takes for so many rows here, as tried out with a few rows of noise."""
+    some = torch.randn(min(rows, _TRIAL_ROWS), len(bits), generator=torch.Generator().manual_seed(0))
+    gains = torch.ones(len(bits))
+    # The first call may compile.
+    encode(some[:1], bits, gains, window_bits)
+    began = time.perf_counter()
+    encode(some, bits, gains, window_bits)
+    return (time.perf_counter() - began) * rows / max(1, len(some))
 
 
 @functools.cache

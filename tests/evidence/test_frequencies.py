@@ -58,8 +58,10 @@ def test_a_tokenizer_tells_by_probabilities_merges_or_order() -> None:
     assert counts[1] / counts[2] == pytest.approx(math.exp(2)) and counts[3] == 0
     vocabulary = {token: place for place, token in enumerate(["<unk>", "a", "b", "c", "bc", "ab"])}
     merged = counts_from_tokenizer(tokenizer_of(models.BPE(vocabulary, [("a", "b"), ("b", "c")])), 6)
-    assert merged[5] > merged[4] and merged[1] == merged[2] == merged[3] == merged[5]
-    listed = counts_from_tokenizer(tokenizer_of(models.WordPiece(vocabulary, unk_token="<unk>")), 5)
-    assert listed.shape == (5,) and bool((listed.diff() < 0).all())
+    assert merged[5] > merged[4] > merged[1] == merged[2] == merged[3] > 0, "what is no merge is a character"
+    words = {token: place for place, token in enumerate(["<unk>", "[unused1]", "a", "the", "##s", "##ing", "b", "of"])}
+    listed = counts_from_tokenizer(tokenizer_of(models.WordPiece(words, unk_token="<unk>")), 7)
+    assert listed.shape == (7,) and listed[1] == 0, "nothing in a text gives it"
+    assert listed[3] > listed[5] > listed[2] == listed[4] == listed[6] > 0
     for found in (counts, merged, listed):
         assert found[0] == found.max(), "special tokens are the most frequent"

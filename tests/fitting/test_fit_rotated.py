@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hf_compact_embeddings.fitting import FitSource, fit_structure
+from hf_compact_embeddings.fitting import FitSource, fit_rotated, fit_structure, trellis
 from hf_compact_embeddings.fitting.allocation import code_lengths
 from hf_compact_embeddings.fitting.coded_basis import basis_bytes, store_basis
+from hf_compact_embeddings.fitting.principal_axes import principal_axes
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 from hf_compact_embeddings.modeling.huffman import coded_bytes
@@ -204,3 +205,26 @@ def test_a_fit_makes_nothing_as_large_as_the_table(clusters: int) -> None:
         structure = fit_structure(RotatedConfig(bits_per_weight=0.1, clusters=clusters), source)
     assert (structure.layout.clusters > 0) == (clusters > 0)
     assert largest / table.nbytes <= 0.4
+
+
+def test_how_long_coding_takes_is_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(fit_rotated, "tell", told.append)
+    monkeypatch.setattr(trellis, "seconds_to_encode", lambda rows, bits, window: rows * sum(bits) / 1000)
+    structure = fit(spectrum_table(), 3000 * 6)
+    row_bits = zip(structure.layout.tier_rows, structure.layout.tier_bytes, strict=True)
+    seconds = sum(rows * 8 * size for rows, size in row_bits) / 1000
+    assert told == [f"Coding 3,000 rows will take about {seconds:.0f} seconds."]
+
+
+def test_axes_that_are_stored_inexactly_or_as_zero_are_projected_to_at_the_least_error() -> None:
+    table = spectrum_table().double()
+    generator = torch.Generator().manual_seed(0)
+    metric = torch.diag(torch.rand(48, generator=generator) + 0.1).double()
+    axes = principal_axes(table, torch.ones(3000), metric)
+    stored = (axes.basis + 0.02 * torch.randn(48, 48, generator=generator))[:40]
+    stored[3] = 0.0
+    coordinates = (table - axes.mean) @ axes.projection_to(stored)
+    assert float(coordinates[:, 3].abs().max()) < 1e-9
+    best = torch.linalg.lstsq((stored @ axes.root).T, ((table - axes.mean) @ axes.root).T, driver="gelsd").solution.T
+    assert torch.allclose(coordinates @ stored, best @ stored, atol=1e-9)

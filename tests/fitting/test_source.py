@@ -154,3 +154,14 @@ def test_what_is_found_once_is_found_again_for_anything_else() -> None:
         assert dataclasses.replace(source, **{field: value}).once("axes", find) == 2 * number + 2, field
         assert source.once("axes", find) == 2 * number + 3, "and that is not what the first one gets"
     assert source.once("frame", find) == len(asked), "another name is another thing"
+
+
+def test_a_large_table_is_looked_through_for_nan_once() -> None:
+    table = torch.randn(20, 4)
+    source = FitSource(table)
+    table[3, 2] = torch.nan
+    assert dataclasses.replace(source, seed=1).table is table, "as a plan does dozens of times"
+    with pytest.raises(CompactConfigError, match="NaN"):
+        dataclasses.replace(source, table=table.clone())
+    with pytest.raises(CompactConfigError, match="NaN"):
+        FitSource(table)

@@ -259,3 +259,8 @@ def test_points_of_another_width_are_refused():
 
 def test_no_rows_give_no_codes():
     assert trellis.encode(torch.zeros(0, 8), [1] * 8, torch.ones(8), 8).shape == (0, 1)
+
+
+def test_the_time_that_a_search_will_take_grows_with_the_rows() -> None:
+    one, many = (trellis.seconds_to_encode(rows, [2] * 32, 12) for rows in (1_000, 1_000_000))
+    assert 0 < one < many, "a thousand times the rows, whatever else the machine does"
