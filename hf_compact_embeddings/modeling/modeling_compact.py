@@ -28,7 +28,7 @@ from .structure_hash import HashEmbedding  # noqa: F401
 from .structure_rotated import RotatedEmbedding  # noqa: F401
 from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
-from .tied import TiedHead, adopt_tied_modules
+from .tied import CompactHead, TableHead, adopt_tied_modules
 from .transformers_internals import (
     cached_file_or_none,
     commit_of,
@@ -78,9 +78,7 @@ class CompactModelMixin(_NativeModel):
         _register_inner_class(config)
         with torch.device("meta"), meta_device_safe_creation_ops():
             super().__init__(config, *args, **kwargs)
-            # A generic head has built its inner model through this very class.
-            if not isinstance(self.get_input_embeddings(), CompactEmbedding):
-                install_structures(self, tables)
+            install_structures(self, tables)
         self._store_tables()
         self.add_model_tags([CARD_TAG, *sorted({table.options.method for table in self.compact_tables.values()})])
         for structure in self.compact_tables.values():
@@ -95,15 +93,17 @@ class CompactModelMixin(_NativeModel):
 
     @property
     def compact_embedding(self) -> CompactEmbedding:
-        """The structure of the input table."""
-        module = self.get_input_embeddings()
-        return next(inside for inside in module.modules() if isinstance(inside, CompactEmbedding))
+        """The structure of the input table; of the output head, where that alone is compact."""
+        return self.compact_tables[self.input_table_path]
 
     @property
     def input_table_path(self) -> str:
-        """The path of the input table's structure among the modules."""
-        table = self.compact_embedding
-        return next(path for path, module in self.compact_tables.items() if module is table)
+        """The path of that structure among the modules."""
+        tables, inside = self.compact_tables, set(self.get_input_embeddings().modules())
+        found = next((path for path, module in tables.items() if module in inside), next(iter(tables), None))
+        if found is None:
+            raise CheckpointError(f"{type(self).__name__} has no compact table: that of its checkpoint was its head's.")
+        return found
 
     def _store_tables(self) -> None:
         """Write what the tables are into the configuration, and keep their codes out of data-parallel broadcasts."""
@@ -115,10 +115,10 @@ class CompactModelMixin(_NativeModel):
         ]
 
     def initialize_weights(self) -> None:
-        """Start biases of tied heads at zero, as those of native heads; what was loaded stays."""
+        """Start biases of heads at zero, as those of native heads; what was loaded stays."""
         super().initialize_weights()
         for module in self.modules():
-            if isinstance(module, TiedHead) and module.bias is not None:
+            if isinstance(module, TableHead) and module.bias is not None:
                 zeros_(module.bias)
 
     def _start_from_random(self, device: torch.device) -> None:
@@ -237,22 +237,27 @@ class CompactModelMixin(_NativeModel):
         size = old_embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
-        if size != old_embeddings.num_embeddings:
-            new_rows = None
-            if not mean_resizing and size > old_embeddings.num_embeddings:
-                std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
-                new_rows = torch.randn(size - old_embeddings.num_embeddings, old_embeddings.embedding_dim) * std
-            old_embeddings.resized(size, new_rows).round_to_storage()
-            self._store_tables()
+        self._resize_table(old_embeddings, size, mean_resizing)
         return old_embeddings
+
+    def _resize_table(self, table: CompactEmbedding, size: int, mean_resizing: bool) -> None:
+        if size != table.num_embeddings:
+            new_rows = None
+            if not mean_resizing and size > table.num_embeddings:
+                std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
+                new_rows = torch.randn(size - table.num_embeddings, table.embedding_dim) * std
+            table.resized(size, new_rows).round_to_storage()
+            self._store_tables()
 
     def _get_resized_lm_head(
         self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **kwargs: Any
     ) -> nn.Module:
-        if not isinstance(old_lm_head, TiedHead):
+        if not isinstance(old_lm_head, TableHead):
             return super()._get_resized_lm_head(old_lm_head, new_num_tokens, **kwargs)
         if new_num_tokens is not None:
             old_lm_head.resize_bias(new_num_tokens)
+            if isinstance(old_lm_head, CompactHead):
+                self._resize_table(old_lm_head.table, new_num_tokens, kwargs.get("mean_resizing", True))
         return old_lm_head
 
 
@@ -329,7 +334,7 @@ def model_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
     if name not in _model_classes:
         namespace = {
             "__module__": __name__,
-            "__doc__": f"{native.__name__} whose input table, and what is tied to it, is compact.",
+            "__doc__": f"{native.__name__} with compact tables.",
             "config_class": config_class(native.config_class),
         }
         _model_classes[name] = type(name, (CompactModelMixin, native), namespace)

@@ -1,4 +1,4 @@
-"""Parameter-free modules that stand where a table or an output layer was tied to the compact table.
+"""Modules that stand where a table or an output layer was tied to the compact table, or has one of its own.
 
 Also what compact modules show as `weight`: an outline of the table without values.
 """
@@ -48,15 +48,16 @@ class TiedEmbedding(_TiedModule):
         return self.table(input_ids, scale=self.scale)
 
 
-class TiedHead(_TiedModule):
-    """An output layer that scores hidden states against the compact table."""
+class TableHead(nn.Module):
+    """An output layer that scores hidden states against a compact table, with a bias of its own if the native one has.
+
+    `table` is what it scores against.
+    """
 
     bias: nn.Parameter | None
 
-    def __init__(self, owner: PreTrainedModel, out_features: int, bias: bool) -> None:
-        """Score against the owner's table, with a bias of its own where the native layer has one."""
-        super().__init__(owner)
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+    def _add_bias(self, size: int | None) -> None:
+        self.register_parameter("bias", None if size is None else nn.Parameter(torch.empty(size)))
 
     @property
     def in_features(self) -> int:
@@ -81,6 +82,30 @@ class TiedHead(_TiedModule):
         """Return scores (..., V) of hidden states (..., D)."""
         scores = self.table(hidden, project=True)
         return scores if self.bias is None else scores + self.bias
+
+
+class TiedHead(_TiedModule, TableHead):
+    """An output layer that scores hidden states against the input table."""
+
+    def __init__(self, owner: PreTrainedModel, bias_size: int | None) -> None:
+        """Score against the owner's table."""
+        super().__init__(owner)
+        self._add_bias(bias_size)
+
+
+class CompactHead(TableHead):
+    """An output layer that is not tied: it holds the table that it scores against."""
+
+    def __init__(self, table: nn.Module, bias_size: int | None) -> None:
+        """Score against a table that nothing else reads."""
+        super().__init__()
+        self.table = table
+        self._add_bias(bias_size)
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the table, on the meta device, for code that asks."""
+        return self.table.weight  # type: ignore[return-value]
 
 
 def adopt_tied_modules(original: nn.Module, owner: nn.Module) -> None:
