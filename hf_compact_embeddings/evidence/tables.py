@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -90,10 +90,8 @@ def padding_of(table: Table) -> int | None:
     return table.module.padding_idx if isinstance(table, InputTable) else None
 
 
-def share_of(size: int | str | None, tables: list[Table], table: Table) -> int | None:
+def share_of(size: Any, tables: list[Table], table: Table) -> Any:
     """Return which part of the bytes that several tables may take together is one table's: by their values."""
-    if size is None:
-        return None
-    values = [one.module.weight.numel() for one in tables]
-    # Whole numbers throughout: sizes beyond 2^53 must not be rounded.
-    return parse_size(size) * table.module.weight.numel() // sum(values)
+    if len(tables) == 1:
+        return size
+    return parse_size(size) * table.module.weight.numel() // sum(one.module.weight.numel() for one in tables)

@@ -55,6 +55,8 @@ class TableHead(nn.Module):
     """
 
     bias: nn.Parameter | None
+    table: Any
+    weight: Any
 
     def _add_bias(self, size: int | None) -> None:
         self.register_parameter("bias", None if size is None else nn.Parameter(torch.empty(size)))
@@ -105,7 +107,7 @@ class CompactHead(TableHead):
     @property
     def weight(self) -> Tensor:
         """Shape and dtype of the table, on the meta device, for code that asks."""
-        return self.table.weight  # type: ignore[return-value]
+        return self.table.weight
 
 
 def adopt_tied_modules(original: nn.Module, owner: nn.Module) -> None:
