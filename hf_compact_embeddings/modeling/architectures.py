@@ -42,9 +42,9 @@ class InputTable:
         return embedding_scale(self.module)
 
 
-def embedding_scale(module: nn.Embedding) -> float:
-    """Return the factor of a scaled embedding, 1.0 for a plain one."""
-    if type(module) is nn.Embedding:
+def embedding_scale(module: nn.Embedding | nn.Linear) -> float:
+    """Return the factor of a scaled embedding, 1.0 for a plain one and for an output layer."""
+    if type(module) is nn.Embedding or isinstance(module, nn.Linear):
         return 1.0
     # Embeddings with a buffer `embed_scale` also keep the number, which exists on the meta device too.
     scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
@@ -157,13 +157,9 @@ def _install_heads(model: PreTrainedModel, tables: StoredTables) -> None:
     for home, stored in tables.items():
         if path is not None and (home == HEAD_TABLE or _is_same_place(path + IN_HEAD, home)):
             if f"{path}.weight" in {*ties, *ties.values()}:
-                raise CompactConfigError(
-                    f"`compact_embeddings` has a table for the output layer `{path}`, but that is tied: it shares the "
-                    "input table (`tie_word_embeddings`)."
-                )
-            native = model.get_submodule(path)
-            table = _build(stored, native, path + IN_HEAD)
-            model.set_submodule(path, CompactHead(table, _bias_size(native)))
+                raise CompactConfigError(f"`compact_embeddings` has {home!r}, but `{path}` is tied to another table.")
+            native: Any = model.get_submodule(path)
+            model.set_submodule(path, CompactHead(_build(stored, native, home), native))
         else:
             ignore_unexpected(model, rf"(^|\.){re.escape(home)}\.")
 
@@ -184,12 +180,8 @@ def _install_input_table(model: PreTrainedModel, tables: StoredTables) -> None:
         if isinstance(native, nn.Embedding):
             model.set_submodule(path, TiedEmbedding(model, embedding_scale(native)))
         else:
-            model.set_submodule(path, TiedHead(model, _bias_size(native)))
+            model.set_submodule(path, TiedHead(model, native))
     _install_further_tables(model, {path: stored for path, stored in tables.items() if path != home})
-
-
-def _bias_size(layer: nn.Module) -> int | None:
-    return None if layer.bias is None else len(layer.bias)  # type: ignore[arg-type]
 
 
 def _install_further_tables(model: PreTrainedModel, tables: StoredTables) -> None:
@@ -205,11 +197,11 @@ def _build(stored: tuple[StructureConfig, StructureLayout | None], module: Any, 
     """Return the structure for a native table or output layer, without values; without a layout, for a random start."""
     options, layout = stored
     rows, width = module.weight.shape
-    padding, scale = (module.padding_idx, embedding_scale(module)) if isinstance(module, nn.Embedding) else (None, 1.0)
     structure_class = structure_class_of(options.method)
     try:
         sizes = structure_class.random_layout(options, rows, width) if layout is None else layout
-        return structure_class(options, sizes, rows, width, padding, scale)
+        padding = getattr(module, "padding_idx", None)
+        return structure_class(options, sizes, rows, width, padding, embedding_scale(module))
     except CompactConfigError as error:
         if layout is None:
             raise

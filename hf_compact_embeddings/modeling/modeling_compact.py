@@ -100,10 +100,9 @@ class CompactModelMixin(_NativeModel):
     def input_table_path(self) -> str:
         """The path of that structure among the modules."""
         tables, inside = self.compact_tables, set(self.get_input_embeddings().modules())
-        found = next((path for path, module in tables.items() if module in inside), next(iter(tables), None))
-        if found is None:
-            raise CheckpointError(f"{type(self).__name__} has no compact table: that of its checkpoint was its head's.")
-        return found
+        if not tables:
+            raise CheckpointError(f"{type(self).__name__} has no compact table: its checkpoint's was that of a head.")
+        return next((path for path, module in tables.items() if module in inside), next(iter(tables)))
 
     def _store_tables(self) -> None:
         """Write what the tables are into the configuration, and keep their codes out of data-parallel broadcasts."""
@@ -237,17 +236,14 @@ class CompactModelMixin(_NativeModel):
         size = old_embeddings.num_embeddings if new_num_tokens is None else new_num_tokens
         if pad_to_multiple_of is not None:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
-        self._resize_table(old_embeddings, size, mean_resizing)
-        return old_embeddings
-
-    def _resize_table(self, table: CompactEmbedding, size: int, mean_resizing: bool) -> None:
-        if size != table.num_embeddings:
+        if size != old_embeddings.num_embeddings:
             new_rows = None
-            if not mean_resizing and size > table.num_embeddings:
+            if not mean_resizing and size > old_embeddings.num_embeddings:
                 std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
-                new_rows = torch.randn(size - table.num_embeddings, table.embedding_dim) * std
-            table.resized(size, new_rows).round_to_storage()
+                new_rows = torch.randn(size - old_embeddings.num_embeddings, old_embeddings.embedding_dim) * std
+            old_embeddings.resized(size, new_rows).round_to_storage()
             self._store_tables()
+        return old_embeddings
 
     def _get_resized_lm_head(
         self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **kwargs: Any
@@ -257,7 +253,7 @@ class CompactModelMixin(_NativeModel):
         if new_num_tokens is not None:
             old_lm_head.resize_bias(new_num_tokens)
             if isinstance(old_lm_head, CompactHead):
-                self._resize_table(old_lm_head.table, new_num_tokens, kwargs.get("mean_resizing", True))
+                self._get_resized_embeddings(old_lm_head.table, new_num_tokens, **kwargs)
         return old_lm_head
 
 

@@ -58,8 +58,8 @@ class TableHead(nn.Module):
     table: Any
     weight: Any
 
-    def _add_bias(self, size: int | None) -> None:
-        self.register_parameter("bias", None if size is None else nn.Parameter(torch.empty(size)))
+    def _add_bias(self, native: nn.Linear) -> None:
+        self.register_parameter("bias", None if native.bias is None else nn.Parameter(torch.empty_like(native.bias)))
 
     @property
     def in_features(self) -> int:
@@ -89,25 +89,22 @@ class TableHead(nn.Module):
 class TiedHead(_TiedModule, TableHead):
     """An output layer that scores hidden states against the input table."""
 
-    def __init__(self, owner: PreTrainedModel, bias_size: int | None) -> None:
-        """Score against the owner's table."""
+    def __init__(self, owner: PreTrainedModel, native: nn.Linear) -> None:
+        """Score against the owner's table, in the place of a native layer."""
         super().__init__(owner)
-        self._add_bias(bias_size)
+        self._add_bias(native)
 
 
 class CompactHead(TableHead):
     """An output layer that is not tied: it holds the table that it scores against."""
 
-    def __init__(self, table: nn.Module, bias_size: int | None) -> None:
-        """Score against a table that nothing else reads."""
+    weight = _TiedModule.weight
+
+    def __init__(self, table: nn.Module, native: nn.Linear) -> None:
+        """Score against a table that nothing else reads, in the place of a native layer."""
         super().__init__()
         self.table = table
-        self._add_bias(bias_size)
-
-    @property
-    def weight(self) -> Tensor:
-        """Shape and dtype of the table, on the meta device, for code that asks."""
-        return self.table.weight
+        self._add_bias(native)
 
 
 def adopt_tied_modules(original: nn.Module, owner: nn.Module) -> None:
