@@ -22,7 +22,7 @@ from .evidence.origin import origin_of
 from .evidence.tables import HeadTable, Table, Tables, find_tables, share_of
 from .fitting import fit_structure, method_of
 from .fitting.methods import Need, make_config, private_row_bytes
-from .modeling.architectures import IN_HEAD, InputTable
+from .modeling.architectures import IN_HEAD, UNTIED_HEAD, InputTable, find_head
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class
 from .modeling.options import StructureConfig
@@ -249,6 +249,8 @@ def _assemble(
     dropped = {f"{path}.weight" for table in structures for path in (*table.paths, *table.tied_paths)}
     state = {key: value.detach().clone() for key, value in model.state_dict().items() if key not in dropped}
     config = _converted_config(model.config, config_class(type(model.config)))
+    if getattr(config, "tie_word_embeddings", False) and _has_untied_head(model):
+        setattr(config, UNTIED_HEAD, True)
     homes = {table: _home_of(table) for table in structures}
     config.compact_embeddings = {homes[table]: structure.to_dict() for table, structure in structures.items()}
     with torch.device("meta"):
@@ -261,6 +263,12 @@ def _assemble(
     return _load(compact_class, config, state, model)
 
 
+def _has_untied_head(model: PreTrainedModel) -> bool:
+    """Tell whether a model has an output head with weights of its own, whatever its configuration says."""
+    path, ties = find_head(model), model.all_tied_weights_keys
+    return path is not None and f"{path}.weight" not in {*ties, *ties.values()}
+
+
 def _home_of(table: Table) -> str:
     """Return under which path the table's structure is stored."""
     return table.path + IN_HEAD if isinstance(table, HeadTable) else table.paths[0]
@@ -268,8 +276,12 @@ def _home_of(table: Table) -> str:
 
 def _converted_config(config: PreTrainedConfig, target: type[PreTrainedConfig]) -> Any:
     """Copy a configuration into another class of the same architecture."""
-    left_out = ("model_type", "auto_map", "architectures", "compact_embeddings", "compact_code", "compact_source")
-    fields = {name: value for name, value in copy.deepcopy(config.to_dict()).items() if name not in left_out}
+    left_out = ("model_type", "auto_map", "architectures")
+    fields = {
+        name: value
+        for name, value in copy.deepcopy(config.to_dict()).items()
+        if name not in left_out and not name.startswith("compact_")
+    }
     converted = target.from_dict(fields)
     set_attention(converted, attention_of(config))
     return converted

@@ -1,8 +1,8 @@
 """Where a model keeps its tables and what is tied to them, found in the model and not by its name.
 
 A model has a set of compact tables. `config.compact_embeddings` holds what is stored of each, by the path of its
-module; before a model is built, `INPUT_TABLE` stands for the path of its input table, and `HEAD_TABLE` for that of an
-output layer that is not tied to it.
+module; before a model is built, `INPUT_TABLE` stands for the path of its input table, `HEAD_TABLE` for that of its
+untied head.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from .tied import CompactHead, TiedEmbedding, TiedHead
 from .transformers_internals import ignore_unexpected, set_tied_weights_keys
 
 INPUT_TABLE, HEAD_TABLE = "input", "head"
-# Behind the path of an output layer: where the table of its own lies.
+# Where the table of an untied head lies in it.
 IN_HEAD = ".table"
+# In a configuration, whatever else it says of ties: T5's always claims one.
+UNTIED_HEAD = "compact_untied_head"
 _STORED = ("method", "format_version", "options", "layout")
 # What a checkpoint says of its tables: the options and, once there are values, the layout of each, by path.
 StoredTables = dict[str, tuple[StructureConfig, StructureLayout | None]]
@@ -152,16 +154,18 @@ def install_structures(model: PreTrainedModel, tables: StoredTables) -> None:
 
 
 def _install_heads(model: PreTrainedModel, tables: StoredTables) -> None:
-    """Give the output layer a table of its own; models without that layer leave the table out."""
-    path, ties = find_head(model) if tables else None, model.all_tied_weights_keys
+    """Give the output layer a table of its own, which unties it; models without that layer leave the table out."""
+    path, untied = find_head(model), getattr(model.config, UNTIED_HEAD, False)
     for home, stored in tables.items():
         if path is not None and (home == HEAD_TABLE or _is_same_place(path + IN_HEAD, home)):
-            if f"{path}.weight" in {*ties, *ties.values()}:
-                raise CompactConfigError(f"`compact_embeddings` has {home!r}, but `{path}` is tied to another table.")
             native: Any = model.get_submodule(path)
             model.set_submodule(path, CompactHead(_build(stored, native, home), native))
+            untied = True
         else:
             ignore_unexpected(model, rf"(^|\.){re.escape(home)}\.")
+    if untied:
+        ties = model.all_tied_weights_keys.items()
+        set_tied_weights_keys(model, {one: other for one, other in ties if f"{path}.weight" not in (one, other)})
 
 
 def _install_input_table(model: PreTrainedModel, tables: StoredTables) -> None:

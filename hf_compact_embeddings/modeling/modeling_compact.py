@@ -101,7 +101,7 @@ class CompactModelMixin(_NativeModel):
         """The path of that structure among the modules."""
         tables, inside = self.compact_tables, set(self.get_input_embeddings().modules())
         if not tables:
-            raise CheckpointError(f"{type(self).__name__} has no compact table: its checkpoint's was that of a head.")
+            raise CheckpointError(f"{type(self).__name__} has no compact table.")
         return next((path for path, module in tables.items() if module in inside), next(iter(tables)))
 
     def _store_tables(self) -> None:

@@ -51,8 +51,8 @@ def set_tied_weights_keys(model: PreTrainedModel, ties: dict[str, str]) -> None:
 
 def ignore_unexpected(model: PreTrainedModel, pattern: str) -> None:
     """Let a model be loaded without a word about tensors of a checkpoint whose names match a pattern."""
-    known = model._keys_to_ignore_on_load_unexpected or ()  # 5.11, 5.24
-    model._keys_to_ignore_on_load_unexpected = {*known, pattern}
+    known = model._keys_to_ignore_on_load_unexpected  # 5.11, 5.24
+    model._keys_to_ignore_on_load_unexpected = {*(known or ()), pattern}
 
 
 def commit_of(config: PreTrainedConfig) -> str | None:
