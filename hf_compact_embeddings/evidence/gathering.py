@@ -152,6 +152,8 @@ class Evidence:
         texts = self.readable_texts
         if self.tokenizer is None or texts is None:
             return None
+        if self.model.main_input_name != "input_ids":
+            return self._without_sensitivity(f"it reads `{self.model.main_input_name}`, and no texts")
         try:
             with stage("Reading sensitivities"):
                 return find_sensitivity(texts, self.tokenizer, self.model, self.seed, self.table)
@@ -159,9 +161,11 @@ class Evidence:
             raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             # Models that read something else than tokens alone, or run in a way of their own.
-            name = type(self.model).__name__
-            logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {error}")
-            return None
+            return self._without_sensitivity(error)
+
+    def _without_sensitivity(self, reason: object) -> None:
+        name = type(self.model).__name__
+        logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {reason}")
 
     def in_words(self, needs: Collection[str]) -> str:
         """Say what a fit with these needs is told beside the table."""
@@ -208,6 +212,9 @@ class Evidence:
             return self
         other = dataclasses.replace(self, table=table, findings={})
         vars(other).update({name: vars(self)[name] for name in _OF_ALL_TABLES if name in vars(self)})
+        if vars(self).get("sensitivity", self) is None:
+            # What kept it from being found for this table would do so again, with the same warning.
+            vars(other)["sensitivity"] = None
         return other
 
     def fit_source(
