@@ -259,6 +259,13 @@ def test_models_from_scratch(names: list[str], case: Case) -> None:
     assert_same_outputs(model, hce.decompress(model), 1e-5)
 
 
+def test_a_bias_starts_at_zero() -> None:
+    fields = tiny_model("bert").config.to_diff_dict() | {"model_type": None, "tie_word_embeddings": False}
+    random = hce.SubspaceConfig(num_subspaces=4, codebook_size=16, init="random")
+    model = hce.CompactBertForMaskedLM(hce.CompactBertConfig(**fields, compact_embeddings={"head": random}))
+    assert torch.equal(model.get_output_embeddings().bias, torch.zeros(VOCABULARY))
+
+
 @pytest.mark.parametrize("given", [{"ratio": 3.0}, {"bits_per_weight": 6.0}, {"max_bytes": "5KB"}], ids=str)
 @pytest.mark.parametrize("method", [None, "rotated"])
 def test_budgets_hold(given: dict[str, Any], method: str | None) -> None:
