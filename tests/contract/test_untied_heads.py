@@ -259,6 +259,18 @@ def test_models_from_scratch(names: list[str], case: Case) -> None:
     assert_same_outputs(model, hce.decompress(model), 1e-5)
 
 
+@pytest.mark.parametrize("names", [["head"], ["input", "head"]], ids=str)
+def test_a_table_of_its_own_unties(names: list[str], tmp_path: Path) -> None:
+    fields = tiny_model("llama").config.to_diff_dict() | {"model_type": None, "tie_word_embeddings": True}
+    tables = dict.fromkeys(names, hce.SubspaceConfig(num_subspaces=4, codebook_size=16, init="random"))
+    model = hce.CompactLlamaForCausalLM(hce.CompactLlamaConfig(**fields, compact_embeddings=tables)).eval()
+    assert list(model.compact_tables) == homes("llama-untied", "all")[-len(names) :]
+    model.tie_weights()
+    model.save_pretrained(tmp_path)
+    assert_same_outputs(type(model).from_pretrained(tmp_path), model)
+    assert_same_outputs(hce.decompress(model), model, 1e-5)
+
+
 def test_a_bias_starts_at_zero() -> None:
     fields = tiny_model("bert").config.to_diff_dict() | {"model_type": None, "tie_word_embeddings": False}
     random = hce.SubspaceConfig(num_subspaces=4, codebook_size=16, init="random")
