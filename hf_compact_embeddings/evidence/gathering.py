@@ -153,7 +153,8 @@ class Evidence:
         if self.tokenizer is None or texts is None:
             return None
         if self.model.main_input_name != "input_ids":
-            return self._without_sensitivity(f"it reads `{self.model.main_input_name}`, and no texts")
+            self._warn_of_no_sensitivity(f"it reads `{self.model.main_input_name}`, and no texts")
+            return None
         try:
             with stage("Reading sensitivities"):
                 return find_sensitivity(texts, self.tokenizer, self.model, self.seed, self.table)
@@ -161,9 +162,10 @@ class Evidence:
             raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             # Models that read something else than tokens alone, or run in a way of their own.
-            return self._without_sensitivity(error)
+            self._warn_of_no_sensitivity(error)
+            return None
 
-    def _without_sensitivity(self, reason: object) -> None:
+    def _warn_of_no_sensitivity(self, reason: object) -> None:
         name = type(self.model).__name__
         logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {reason}")
 

@@ -15,6 +15,7 @@ from hf_compact_embeddings.modeling.errors import CompactConfigError
 
 from ..cases import Case, compress_tiny, for_all, for_each_method
 from ..tiny_models import VOCABULARY, tiny_model
+from ..tools import tiny_texts, tiny_tokenizer
 
 FIGURES = {
     "method",
@@ -207,3 +208,14 @@ def test_an_original_without_that_head() -> None:
     compact = hce.compress(tiny_model("llama-untied"), "scalar", tables="all")
     with pytest.raises(CompactConfigError, match="`against` has no output head, .* its `lm_head.table`"):
         hce.inspect(compact, against=tiny_model("llama-untied", "LlamaModel"))
+
+
+def test_both_tables_are_evaluated() -> None:
+    dense = tiny_model("llama-untied")
+    compact = hce.compress(dense, "scalar", bits=4, tables="all")
+    found, report = hce.evaluate(compact, task="fidelity", against=dense).metrics, hce.inspect(compact, against=dense)
+    assert found["head_relative_mse"].compact == (report.tables[1].relative_mse,)
+    assert found["relative_mse"].compact == (report.tables[0].relative_mse,)
+    data = [{"text": text} for text in tiny_texts(8)]
+    measured = hce.evaluate(compact, task="perplexity", against=dense, data=data, tokenizer=tiny_tokenizer())
+    assert all(math.isfinite(value) for value in measured.metrics["perplexity"].compact)
