@@ -152,9 +152,6 @@ class Evidence:
         texts = self.readable_texts
         if self.tokenizer is None or texts is None:
             return None
-        if self.model.main_input_name != "input_ids":
-            self._warn_of_no_sensitivity(f"it reads `{self.model.main_input_name}`, and no texts")
-            return None
         try:
             with stage("Reading sensitivities"):
                 return find_sensitivity(texts, self.tokenizer, self.model, self.seed, self.table)
@@ -162,12 +159,10 @@ class Evidence:
             raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             # Models that read something else than tokens alone, or run in a way of their own.
-            self._warn_of_no_sensitivity(error)
+            name, reads = type(self.model).__name__, self.model.main_input_name
+            reason = error if reads == "input_ids" else f"it reads `{reads}`, and no texts"
+            logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {reason}")
             return None
-
-    def _warn_of_no_sensitivity(self, reason: object) -> None:
-        name = type(self.model).__name__
-        logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {reason}")
 
     def in_words(self, needs: Collection[str]) -> str:
         """Say what a fit with these needs is told beside the table."""
