@@ -64,8 +64,8 @@ def compress(
             within `ratio=`, `max_bytes=` or `bits_per_weight=`.
         tables: "input", the input table with everything that is tied to it; "head", an output head that is not tied,
             alone; or "all" of these that the model has: "all" is "input" where the head is tied, or where there is
-            none. Method, options and budget hold for each table; `max_bytes` holds for both together. Rows of a head
-            weigh by how often the model might give them, and errors in them by how far they move its scores.
+            none. Method, options and budget hold for each table; `max_bytes` holds for both together. Errors in a head
+            weigh by how far they move its scores.
         tokenizer: the model's tokenizer. With it, frequent tokens are fitted more closely, errors weigh by what they do
             to the model, and special tokens are kept exactly.
         token_counts: how often each token occurs (V,), or where that is to be taken from: "words", the frequencies of

@@ -22,7 +22,7 @@ from .made_texts import made_texts
 from .overrated import overrated_rows
 from .sensitivity import Sensitivity, find_sensitivity, scoring_heads
 from .states import contextual_states
-from .tables import HeadTable, Table, padding_of
+from .tables import Table, padding_of
 from .texts import Texts, read_texts
 from .word_frequencies import Language, counts_of_words, is_available, languages_for, require_known
 
@@ -200,8 +200,9 @@ class Evidence:
         doubts = None if sensitivity is None else sensitivity.doubts
         if doubts is None or self.counts is None:
             return self.counts
-        given = doubts * (self.counts.sum() / doubts.sum().clamp(min=1e-30))
-        return given if isinstance(self.table, HeadTable) else (self.counts + given) / 2
+        # That of an untied head too: what texts hold is what comes next in them. By doubts alone, which few texts showed,
+        # the predictions of SmolLM2 were up to a tenth further from the original's.
+        return (self.counts + doubts * (self.counts.sum() / doubts.sum().clamp(min=1e-30))) / 2
 
     def of(self, table: Table) -> Evidence:
         """Return what is known about another table of the model, without reading again what this one knows too."""

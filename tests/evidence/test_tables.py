@@ -1,4 +1,4 @@
-"""What is known of a head that is not tied: what the model gives, and what errors do to its scores."""
+"""What is known of a head that is not tied: how tokens are used, and what errors do to its scores."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def test_each_table_has_its_own_part() -> None:
     assert of_head.tied and of_head.padding_idx is None and of_head.scale == 1.0
     assert torch.equal(of_head.table, model.lm_head.weight.detach())
     assert not torch.allclose(of_input.metric, of_head.metric)
-    # By how often the model gives a token, and as many in all as were counted.
+    # Half by how often tokens occur, half by how often the model might give them.
     doubts = find_sensitivity(tiny_texts(40), tiny_tokenizer(), model, table=find_tables(model, "head")[0]).doubts
-    torch.testing.assert_close(of_head.counts / of_head.counts.sum(), doubts / doubts.sum(), rtol=1e-6, atol=0.0)
-    assert float(of_head.counts.sum()) == pytest.approx(float(alone.counts.sum()))
+    expected = (alone.counts / alone.counts.sum() + doubts / doubts.sum()) / 2
+    torch.testing.assert_close(of_head.counts / of_head.counts.sum(), expected, rtol=1e-6, atol=0.0)
     # Where errors weigh as they are, nothing tells but how often tokens are read.
     plain = evidence_of(model, "head")[0].fit_source(("counts",))
     assert torch.equal(plain.counts, alone.counts) and plain.metric is None
@@ -138,7 +138,7 @@ def test_a_head_is_fitted_where_the_model_gives_much() -> None:
     of_input, of_head = (one.fit_source(NEEDS) for one in evidence_of(model, texts=texts))
     half = VOCABULARY // 2
     assert float(of_input.counts[:half].sum()) > 0.9 * float(of_input.counts.sum())
-    assert float(of_head.counts[half:].sum()) > 0.7 * float(of_head.counts.sum())
+    assert float(of_head.counts[half:].sum()) > 0.35 * float(of_head.counts.sum())
 
 
 def test_shares_are_whole_and_within() -> None:
