@@ -8,8 +8,8 @@ predictions, in nats for each predicted token (half the Fisher information times
 - δᵀ C δ for the row's share in the doubt, Σ p (1 − p) over predictions p of its token: C is the covariance of what
   enters the head, where predictions weigh by their doubt, Σ p (1 − p) over all tokens.
 
-So one metric, N + C, serves both sides in one unit, and a row weighs by how often it is read, and by its doubt. The
-table of a head that is not tied has the second side alone: nothing reads it.
+So one metric, N + C, serves both sides in one unit, and a row weighs by how often it is read, and by its doubt. For the
+table of a head that is not tied the metric is C alone: the model does not read it.
 """
 
 from __future__ import annotations
