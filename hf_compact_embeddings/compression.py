@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +19,15 @@ from .checkpoints import load_dense
 from .effort import Effort
 from .evidence import Evidence, gather, read_texts
 from .evidence.origin import origin_of
+from .evidence.tables import HeadTable, Table, Tables, find_tables, share_of
 from .fitting import fit_structure, method_of
 from .fitting.methods import Need, make_config, private_row_bytes
-from .modeling.architectures import InputTable, find_input_table
+from .modeling.architectures import IN_HEAD, UNTIED_HEAD, InputTable, find_head
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class
 from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding
+from .modeling.tied import CompactHead
 from .modeling.transformers_internals import native_class
 from .planning import plan_for
 from .progress import other_bars_hidden, report, stage
@@ -40,6 +43,7 @@ def compress(
     model: PreTrainedModel | str | Path,
     method: str | StructureConfig | None = None,
     *,
+    tables: Tables = "input",
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_counts: Tensor | Literal["words", "tokenizer", "uniform"] | None = None,
     texts: Any = None,
@@ -58,6 +62,10 @@ def compress(
         model: a Transformers model, or a Hub id or folder of one.
         method: a method's name, with its options as keywords; or a configuration; or None, to let `plan()` choose
             within `ratio=`, `max_bytes=` or `bits_per_weight=`.
+        tables: "input", the input table with everything that is tied to it; "head", an output head that is not tied,
+            alone; or "all" of these that the model has: "all" is "input" where the head is tied, or where there is
+            none. Method, options and budget hold for each table; `max_bytes` holds for both together. Errors in a head
+            weigh by how far they move its scores.
         tokenizer: the model's tokenizer. With it, frequent tokens are fitted more closely, errors weigh by what they do
             to the model, and special tokens are kept exactly.
         token_counts: how often each token occurs (V,), or where that is to be taken from: "words", the frequencies of
@@ -84,15 +92,15 @@ def compress(
     efforts.require_sense(effort, minutes, tokenizer, options.get("init") if config is None else config.init)
     texts = None if texts is None else read_texts(texts)
     with report(aloud=verbose, table=verbose):
-        # 2. Find the table in the model, and everything that is tied to it.
+        # 2. Find the tables in the model, and everything that is tied to them.
         if isinstance(model, str | Path):
             with stage("Loading the model"):
                 model = load_dense(model, auto_class)
-        compact_class, table = _require_compressible(model)
+        compact_class, found = _require_compressible(model, tables)
         # 3. Gather what is known about its rows.
         evidence = gather(
             model,
-            table,
+            found[0],
             tokenizer=tokenizer,
             token_counts=token_counts,
             texts=texts,
@@ -101,30 +109,59 @@ def compress(
             device=device,
         )
         # 4. Choose a configuration where only a budget was given, and fit.
-        if config is None:
-            with stage("Planning"):
-                config = plan_for(evidence, cheap=efforts.cheap_settings(effort), only_best=True, **options)[0].config
-        from_scratch = config.init == "random"
-        needs = method_of(config).needs(config)
-        with stage("Fitting"):
-            structure = _fitted(config, evidence, needs)
-        # 5. Put the structure and copies of the other weights together, note what the table was made from, and with
-        # time to spend train both.
+        fits = [_fit(evidence.of(table), config, _within(options, found, table), effort, found) for table in found]
+        # 5. Put the structures and copies of the other weights together, note what they were made from, and with time
+        # to spend train all.
         with stage("Assembling"):
-            compact = _assemble(model, compact_class, table, structure)
+            compact = _assemble(
+                model, compact_class, {table: fit.structure for table, fit in zip(found, fits, strict=True)}
+            )
+        first = fits[0].config
+        # Plans for several tables differ, so that what they were asked for is noted.
+        asked = first if config is None and len(fits) == 1 else config
         compact.config.compact_source = origin_of(
             model,
-            config,
+            asked,
             seed,
+            asked_for=options if effort == "balanced" else options | {"effort": effort},
+            tables=tables,
             tokenizer=tokenizer is not None,
             texts=texts is not None,
             token_counts=token_counts if isinstance(token_counts, str) else token_counts is not None,
             languages=evidence.asked_languages,
-            evidence=None if from_scratch else evidence.in_words(needs),
+            evidence=None if first.init == "random" else evidence.in_words(method_of(first).needs(first)),
         )
         if effort == "best":
             compact = _calibrated(compact, evidence, minutes, began)
     return compact
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fit:
+    """A configuration, and the structure that it gave."""
+
+    config: StructureConfig
+    structure: CompactEmbedding
+
+
+def _fit(
+    evidence: Evidence, config: StructureConfig | None, options: Mapping[str, Any], effort: Effort, tables: list[Table]
+) -> _Fit:
+    """Fit to a table, by a configuration or by what a plan says that holds options, which give a budget."""
+    if config is None:
+        with stage("Planning"):
+            config = plan_for(evidence, cheap=efforts.cheap_settings(effort), only_best=True, **options)[0].config
+    elif config.max_bytes is not None:
+        config = dataclasses.replace(config, max_bytes=share_of(config.max_bytes, tables, evidence.table))
+    with stage("Fitting"):
+        return _Fit(config, _fitted(config, evidence, method_of(config).needs(config)))
+
+
+def _within(options: dict[str, Any], tables: list[Table], table: Table) -> dict[str, Any]:
+    """Return the options with which one of several tables takes its share of the bytes for all."""
+    if options.get("max_bytes") is None:
+        return options
+    return options | {"max_bytes": share_of(options["max_bytes"], tables, table)}
 
 
 def _fitted(config: StructureConfig, evidence: Evidence, needs: frozenset[Need]) -> CompactEmbedding:
@@ -174,14 +211,15 @@ def _calibrated(compact: PreTrainedModel, evidence: Evidence, minutes: float | N
         return refine(compact, evidence, efforts.DEFAULT_MINUTES if minutes is None else minutes, began)
 
 
-def _require_compressible(model: PreTrainedModel) -> tuple[type[PreTrainedModel], InputTable]:
-    """Return the compact class and the input table of a model; raise if it has none that can be made compact."""
+def _require_compressible(model: PreTrainedModel, tables: Tables) -> tuple[type[PreTrainedModel], list[Table]]:
+    """Return the compact class and the tables of a model; raise if it has none that can be made compact."""
     if isinstance(model, CompactModelMixin):
         raise CompactConfigError(f"`model` is a {type(model).__name__}, which is compact already.")
     compact_class = _compact_class(model)
-    table = find_input_table(model)
-    _require_true_ties(model, table)
-    return compact_class, table
+    found = find_tables(model, tables)
+    for table in found:
+        _require_true_ties(model, table)
+    return compact_class, found
 
 
 def _compact_class(model: PreTrainedModel) -> type[PreTrainedModel]:
@@ -193,7 +231,7 @@ def _compact_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     return model_class(native)
 
 
-def _require_true_ties(model: PreTrainedModel, table: InputTable) -> None:
+def _require_true_ties(model: PreTrainedModel, table: Table) -> None:
     weight = table.module.weight
     for path in table.tied_paths:
         other = model.get_submodule(path).weight
@@ -205,28 +243,45 @@ def _require_true_ties(model: PreTrainedModel, table: InputTable) -> None:
 
 
 def _assemble(
-    model: PreTrainedModel,
-    compact_class: type[PreTrainedModel],
-    table: InputTable,
-    structure: CompactEmbedding,
+    model: PreTrainedModel, compact_class: type[PreTrainedModel], structures: Mapping[Table, CompactEmbedding]
 ) -> PreTrainedModel:
-    """Build the compact model from the structure and copies of the model's other weights."""
-    dropped = {f"{path}.weight" for path in (*table.paths, *table.tied_paths)}
+    """Build the compact model from structures and copies of the model's other weights."""
+    dropped = {f"{path}.weight" for table in structures for path in (*table.paths, *table.tied_paths)}
     state = {key: value.detach().clone() for key, value in model.state_dict().items() if key not in dropped}
     config = _converted_config(model.config, config_class(type(model.config)))
-    config.compact_embeddings = {table.paths[0]: structure.to_dict()}
+    if getattr(config, "tie_word_embeddings", False) and _has_untied_head(model):
+        setattr(config, UNTIED_HEAD, True)
+    homes = {table: _home_of(table) for table in structures}
+    config.compact_embeddings = {homes[table]: structure.to_dict() for table, structure in structures.items()}
     with torch.device("meta"):
-        home = compact_class(config).input_table_path
-    dtype = table.module.weight.dtype
-    for key, value in structure.state_dict().items():
-        state[f"{home}.{key}"] = value.to(dtype) if value.is_floating_point() else value
+        input_home = compact_class(config).input_table_path
+    for table, structure in structures.items():
+        home = input_home if isinstance(table, InputTable) else homes[table]
+        dtype = table.module.weight.dtype
+        for key, value in structure.state_dict().items():
+            state[f"{home}.{key}"] = value.to(dtype) if value.is_floating_point() else value
     return _load(compact_class, config, state, model)
+
+
+def _has_untied_head(model: PreTrainedModel) -> bool:
+    """Tell whether a model has an output head with weights of its own, whatever its configuration says."""
+    path, ties = find_head(model), model.all_tied_weights_keys
+    return path is not None and f"{path}.weight" not in {*ties, *ties.values()}
+
+
+def _home_of(table: Table) -> str:
+    """Return under which path the table's structure is stored."""
+    return table.path + IN_HEAD if isinstance(table, HeadTable) else table.paths[0]
 
 
 def _converted_config(config: PreTrainedConfig, target: type[PreTrainedConfig]) -> Any:
     """Copy a configuration into another class of the same architecture."""
-    left_out = ("model_type", "auto_map", "architectures", "compact_embeddings", "compact_code", "compact_source")
-    fields = {name: value for name, value in copy.deepcopy(config.to_dict()).items() if name not in left_out}
+    left_out = ("model_type", "auto_map", "architectures")
+    fields = {
+        name: value
+        for name, value in copy.deepcopy(config.to_dict()).items()
+        if name not in left_out and not name.startswith("compact_")
+    }
     converted = target.from_dict(fields)
     set_attention(converted, attention_of(config))
     return converted
@@ -254,11 +309,12 @@ def decompress(compact: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(compact, CompactModelMixin):
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
     native = native_class(type(compact))
-    structure = compact.compact_embedding
-    home = compact.input_table_path
     state = {key: value.detach().clone() for key, value in compact.state_dict().items()}
-    state = {key: value for key, value in state.items() if not key.startswith(f"{home}.")}
-    with torch.no_grad():
-        state[f"{home}.weight"] = structure.dense()
+    for path, structure in compact.compact_tables.items():
+        state = {key: value for key, value in state.items() if not key.startswith(f"{path}.")}
+        above = path.removesuffix(IN_HEAD)
+        home = above if isinstance(compact.get_submodule(above), CompactHead) else path
+        with torch.no_grad():
+            state[f"{home}.weight"] = structure.dense()
     config = _converted_config(compact.config, native.config_class)
     return _load(native, config, state, compact)

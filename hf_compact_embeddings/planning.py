@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .checkpoints import load_dense
 from .effort import of_fields
 from .evidence import Evidence, gather, read_texts
+from .evidence.tables import HeadTable, Tables, find_tables, share_of
 from .fitting import Method, registered_methods
 from .fitting.methods import private_row_bytes
 from .fitting.spectrum import gap_db, shannon_bound
 from .judging import Judge
-from .modeling.architectures import find_input_table
 from .modeling.errors import CompactConfigError, config_error
 from .modeling.options import BUDGETS, StructureConfig
 from .progress import report, stage
@@ -37,7 +37,8 @@ class Plan:
         bound: the relative MSE that a Gaussian source allows at this rate.
         gap_db: predicted_error over bound, in decibels.
         head_cost: time to score one hidden state against all tokens, over that of a dense head, measured here on a
-            sample of the rows; None where the head is not tied.
+            sample of the rows; None where no head scores through the table.
+        table: "input", or "head" for that of an output head that is not tied.
     """
 
     config: StructureConfig
@@ -48,6 +49,7 @@ class Plan:
     gap_db: float
     head_cost: float | None
     rough: bool = False
+    table: str = "input"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as plain JSON."""
@@ -58,6 +60,7 @@ class Plan:
 def plan(
     model: PreTrainedModel | str | Path,
     *,
+    tables: Tables = "input",
     ratio: float | None = None,
     max_bytes: int | str | None = None,
     bits_per_weight: float | None = None,
@@ -75,6 +78,8 @@ def plan(
 
     Args:
         model: a dense model, or a Hub id or folder of one.
+        tables: the ones to plan for, as for `compress()`. With "all", the plans for the input table come first, then
+            those for the head, each within its own budget; both share `max_bytes`.
         ratio: the table becomes at least this many times smaller; or
         max_bytes: at most this large, as a number or as "1MB"; or
         bits_per_weight: at most this many bits for each value of the table.
@@ -93,25 +98,29 @@ def plan(
         if isinstance(model, str | Path):
             with stage("Loading the model"):
                 model = load_dense(model)
+        found = find_tables(model, tables)
         evidence = gather(
             model,
-            find_input_table(model),
+            found[0],
             tokenizer=tokenizer,
             token_counts=token_counts,
             texts=texts,
             languages=languages,
             seed=seed,
         )
-        with stage("Planning"):
-            return plan_for(
-                evidence,
-                ratio=ratio,
-                max_bytes=max_bytes,
-                bits_per_weight=bits_per_weight,
-                private_rows=private_rows,
-                tied=tied,
-                **options,
-            )
+        plans = []
+        for table in found:
+            with stage("Planning"):
+                plans += plan_for(
+                    evidence.of(table),
+                    ratio=ratio,
+                    max_bytes=None if max_bytes is None else share_of(max_bytes, found, table),
+                    bits_per_weight=bits_per_weight,
+                    private_rows=private_rows,
+                    tied=tied,
+                    **options,
+                )
+    return plans
 
 
 def plan_for(
@@ -148,12 +157,13 @@ def plan_for(
         found = _cheap(found, {name: value for name, value in cheap.items() if name not in options})
     if tied is None:
         tied = source.tied
+    name = "head" if isinstance(evidence.table, HeadTable) else "input"
     judge = Judge(dataclasses.replace(source, tied=bool(tied)), budget, only_best)
     plans = []
     for one in judge.judged(found):
         bound = shannon_bound(judge.eigenvalues, 8 * one.bytes / weight.numel())
         figures = (one.bytes, weight.nbytes / one.bytes, one.error, bound, gap_db(one.error, bound), one.head_cost)
-        plans.append(Plan(one.config, *figures, rough=one.rough))
+        plans.append(Plan(one.config, *figures, rough=one.rough, table=name))
     if not plans:
         raise CompactConfigError(f"No candidate keeps the budget of {budget:,} bytes with the options {options}.")
     return sorted(plans, key=lambda plan: plan.predicted_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import random
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.evidence import gathering
+from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.training import refinement
 from hf_compact_embeddings.training.losses import choose_losses
 from hf_compact_embeddings.training.recipes import Recipe, recipe_for
@@ -248,7 +250,7 @@ def test_texts_are_drawn_from_all_that_there_are(monkeypatch: pytest.MonkeyPatch
     recipe = Recipe({"states": 1.0}, 8, 4, 1e-4, 0.01)
     evidence = hce.compression.gather(
         tiny_model(),
-        hce.compression.find_input_table(tiny_model()),
+        find_input_table(tiny_model()),
         tokenizer=tiny_tokenizer(),
         texts=[str(number) for number in range(1000)],
     )
@@ -296,3 +298,15 @@ def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture, few_steps: None
     assert main([*words, "--effort", "fast", "--output", str(tmp_path / "fast")]) == 0
     assert capsys.readouterr().err == ""
     assert json.loads((tmp_path / "fast" / "config.json").read_text())["compact_source"]["options"]["metric"] == "plain"
+
+
+def test_best_calibrates_both_tables(few_steps: None) -> None:
+    dense = tiny_model("llama-untied")
+    compact = best(dense, "rotated", tables="all", **SMALL)
+    assert list(compact.compact_tables) == ["model.embed_tokens", "lm_head.table"]
+    noted = calibration_of(compact)
+    assert noted["held_out_loss"]["now"] <= noted["held_out_loss"]["fit"]
+    rounded = copy.deepcopy(compact)
+    for table in rounded.compact_tables.values():
+        table.round_to_storage()
+    assert_same_state(rounded, compact)

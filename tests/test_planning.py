@@ -329,3 +329,12 @@ def test_candidates_and_the_fit_share_what_they_find_alike(table: Tensor, monkey
     assert len(found) - len(frames) == 1, "axes are found once"
     planned = [plan for plan in hce.plan(model_with(table), ratio=16) if plan.config.method in ("rotated", "blocks")]
     assert len(frames) == len(planned), "and each frame once, that of the fit too"
+
+
+def test_the_verb_plans_for_both_tables(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tiny_model("llama-untied").save_pretrained(tmp_path)
+    assert main(["plan", str(tmp_path), "--tables", "all", "--ratio", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("head: ") for line in lines) and any(line.startswith("rotated") for line in lines)
+    assert main(["plan", str(tmp_path), "--tables", "both", "--ratio", "3"]) == 2
+    assert "`tables` is 'both'" in capsys.readouterr().err

@@ -49,6 +49,16 @@ def add_token_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_tables_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare which tables are meant."""
+    parser.add_argument(
+        "--tables",
+        default="input",
+        metavar="TABLES",
+        help="input (default; with the head that is tied to it), head (an output head that is not tied), or all",
+    )
+
+
 def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
     """Declare how to ask where the time went."""
     parser.add_argument("--verbose", action="store_true", help="say on stderr what the time was spent on")

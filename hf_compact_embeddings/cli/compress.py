@@ -14,6 +14,7 @@ from ..modeling.errors import CompactConfigError
 from ..settings import parse_setting
 from .arguments import (
     add_budget_arguments,
+    add_tables_argument,
     add_token_arguments,
     add_verbose_argument,
     auto_class,
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder of a dense model")
     parser.add_argument("--method", help="name of a method (see `hf-compact methods`); or give a budget:")
     add_budget_arguments(parser, required=False)
+    add_tables_argument(parser)
     parser.add_argument(
         "--set",
         dest="options",
@@ -72,6 +74,7 @@ def _run(options: argparse.Namespace) -> Outcome:
     compact = compress(
         dense,
         options.method,
+        tables=options.tables,
         tokenizer=tokenizer,
         seed=options.seed,
         device=options.device,

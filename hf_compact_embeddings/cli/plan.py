@@ -9,7 +9,14 @@ from .. import progress
 from ..checkpoints import load_dense, load_tokenizer
 from ..modeling.options import StructureConfig
 from ..planning import Plan, plan
-from .arguments import add_budget_arguments, add_token_arguments, add_verbose_argument, budget_options, token_options
+from .arguments import (
+    add_budget_arguments,
+    add_tables_argument,
+    add_token_arguments,
+    add_verbose_argument,
+    budget_options,
+    token_options,
+)
 from .outcome import Outcome, table
 
 # What every method has, and what the size shows already.
@@ -20,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("model", help="Hub id or folder of a dense model")
     add_budget_arguments(parser)
+    add_tables_argument(parser)
     add_token_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="of the sample and the fits")
     add_verbose_argument(parser)
@@ -31,7 +39,8 @@ def run(options: argparse.Namespace) -> Outcome:
     with progress.report(aloud=True, table=options.verbose):
         with progress.stage("Loading the model"):
             dense, tokenizer = load_dense(options.model), load_tokenizer(options.model)
-        plans = plan(dense, tokenizer=tokenizer, seed=options.seed, **evidence, **budget_options(options))
+        given = evidence | budget_options(options)
+        plans = plan(dense, tables=options.tables, tokenizer=tokenizer, seed=options.seed, **given)
     return Outcome({"plans": [found.to_dict() for found in plans]}, _text(plans))
 
 
@@ -39,7 +48,7 @@ def _text(plans: list[Plan]) -> str:
     header = ["candidate", "bytes", "ratio", "predicted error", "bound", "above it", "head"]
     rows = [
         [
-            _name(found.config),
+            ("" if found.table == "input" else f"{found.table}: ") + _name(found.config),
             f"{found.bytes:,}",
             f"{found.ratio:.1f}x",
             f"{'about ' if found.rough else ''}{found.predicted_error:.4f}",
@@ -52,7 +61,7 @@ def _text(plans: list[Plan]) -> str:
     notes = [
         "predicted error: relative MSE, weighted by token frequency and by what errors do to the model, where known; "
         "about: seen early to be no match for the best",
-        "head: time to score one state against all tokens, over a dense head's, on a sample; - where no head is tied",
+        "head: time to score one state against all tokens, over a dense head's, on a sample; - where there is none",
     ]
     return "\n".join([table(header, rows), "", *notes])
 

@@ -1,4 +1,4 @@
-"""inspect(): what a compact table takes, and how faithfully it stands for the dense one."""
+"""inspect(): what compact tables take, and how faithfully they stand for the dense ones."""
 
 from __future__ import annotations
 
@@ -12,24 +12,75 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..fitting.spectrum import covariance, gap_db, shannon_bound
+from ..modeling.architectures import IN_HEAD
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.structure import CompactEmbedding
 from ..transformers_internals import ignored_on_save
 
 _ROWS_PER_CHUNK = 8192
+# What a report says of the first table alone.
+_OF_FIRST = ("options", "rows", "width", "private_rows", "collisions")
+_FIDELITY = ("relative_mse", "mean_cosine", "shannon_bound", "gap_db")
+
+
+@dataclasses.dataclass(frozen=True)
+class TableReport:
+    """One of a model's compact tables; see `Report` for the figures that have the same names.
+
+    Attributes:
+        table: "input", or "head" for that of an output head that is not tied.
+        path: of its structure among the model's modules.
+    """
+
+    table: str
+    path: str
+    method: str
+    options: dict[str, Any]
+    rows: int
+    width: int
+    dense_bytes: int
+    compact_bytes: int
+    floats: int
+    private_rows: int
+    collisions: int
+    relative_mse: float | None = None
+    mean_cosine: float | None = None
+    shannon_bound: float | None = None
+    gap_db: float | None = None
+
+    @property
+    def weights(self) -> int:
+        """The values of the dense table."""
+        return self.rows * self.width
+
+    def __str__(self) -> str:
+        """Return the figures in one line."""
+        parts = [
+            f"{self.rows:,} x {self.width:,}, {self.method}: {self.dense_bytes:,} -> {self.compact_bytes:,} bytes, "
+            f"{self.dense_bytes / self.compact_bytes:.1f}x",
+            f"{self.private_rows:,} rows exactly",
+            f"{self.collisions:,} collide",
+        ]
+        if self.relative_mse is not None:
+            parts += [f"relative MSE {self.relative_mse:.4f} (Shannon bound {self.shannon_bound:.4f})"]
+            parts += [f"mean cosine {self.mean_cosine:.4f}"]
+        return ", ".join(parts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """Bytes before and after, all counted, and the fidelity where the dense model is known.
 
+    Bytes, and what follows from them, are those of all compact tables together. Where there are two, options, sizes,
+    rows that collide and the fidelity are those of the first, the input table; `tables` has them of each.
+
     Attributes:
-        method: name of the method.
+        method: name of the method; of several tables that differ in it, all names.
         options: the method's configuration.
         rows: V, the tokens.
         width: D.
-        dense_bytes: of the dense table, in its own dtype.
+        dense_bytes: of the dense tables, in their own dtype.
         compact_bytes: of codes, tables and private rows, as a saved file holds them.
         ratio: dense over compact bytes.
         byte_reduction: per cent of the bytes that are gone.
@@ -47,6 +98,7 @@ class Report:
         mean_cosine: mean over the rows of the cosine between ê and e.
         shannon_bound: the relative MSE that a Gaussian source of the same covariance allows at this rate.
         gap_db: relative_mse over shannon_bound, in decibels. A clustered table can go below zero.
+        tables: each compact table: the input table, and that of a head that is not tied.
     """
 
     method: str
@@ -71,6 +123,7 @@ class Report:
     mean_cosine: float | None = None
     shannon_bound: float | None = None
     gap_db: float | None = None
+    tables: list[TableReport] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
@@ -81,15 +134,21 @@ class Report:
         return "\n".join(f"{label:<24}{value}" for label, value in self._lines())
 
     def _lines(self) -> Iterator[tuple[str, str]]:
+        several = len(self.tables) > 1
         yield "method", self.method
-        yield "table", f"{self.rows:,} x {self.width:,}"
+        if not several:
+            yield "table", f"{self.rows:,} x {self.width:,}"
         yield "bytes, dense", f"{self.dense_bytes:,}"
         yield "bytes, compact", f"{self.compact_bytes:,}"
         yield "ratio", f"{self.ratio:.1f}x   ({self.byte_reduction:.2f} % of the bytes gone)"
         yield "floats gone", f"{self.parameter_reduction:.3f} %"
         yield "bits per weight", f"{self.bits_per_weight:.4f}"
-        yield "rows kept exactly", f"{self.private_rows:,}"
-        yield "rows that collide", f"{self.collisions:,}"
+        if several:
+            for table in self.tables:
+                yield f"{table.table} table", str(table)
+        else:
+            yield "rows kept exactly", f"{self.private_rows:,}"
+            yield "rows that collide", f"{self.collisions:,}"
         yield "whole model, saved", f"{self.model_bytes:,} bytes"
         yield "code beside it", f"{self.code_bytes:,} bytes in {self.code_files} files"
         for name, size in self.other_tables.items():
@@ -98,7 +157,7 @@ class Report:
             yield "fitted with", self.evidence
         if self.calibration is not None:
             yield "calibrated", _calibration_in_words(self.calibration)
-        if self.relative_mse is not None:
+        if self.relative_mse is not None and not several:
             yield "relative MSE", f"{self.relative_mse:.4f}   (Shannon bound {self.shannon_bound:.4f})"
             yield "above the bound", f"{self.gap_db:.2f} dB"
             yield "mean cosine", f"{self.mean_cosine:.4f}"
@@ -114,38 +173,62 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
     """
     if not isinstance(compact, CompactModelMixin):
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
-    structure = compact.compact_embedding
+    tables = [_inspect_table(compact, path, structure, against) for path, structure in reported_tables(compact).items()]
     source = compact.config.compact_source or {}
-    rows, width = structure.num_embeddings, structure.embedding_dim
-    table = None
-    if against is not None:
-        table = against.get_input_embeddings().weight.detach()
-        if table.shape != (rows, width):
-            raise CompactConfigError(f"`against` has a table {tuple(table.shape)}, `compact` one of {(rows, width)}.")
-    dense_bytes = rows * width * (structure.dtype if table is None else table.dtype).itemsize
-    code = compact.config.code_that_reads_it()
-    floats = sum(parameter.numel() for parameter in structure.parameters())
+    first, code = tables[0], compact.config.code_that_reads_it()
+    dense, stored = sum(table.dense_bytes for table in tables), sum(table.compact_bytes for table in tables)
+    weights = sum(table.weights for table in tables)
     return Report(
-        method=structure.options.method,
-        options=structure.to_dict(),
-        rows=rows,
-        width=width,
-        dense_bytes=dense_bytes,
-        compact_bytes=structure.nbytes,
-        ratio=dense_bytes / structure.nbytes,
-        byte_reduction=100 * (1 - structure.nbytes / dense_bytes),
-        parameter_reduction=100 * (1 - floats / (rows * width)),
-        bits_per_weight=8 * structure.nbytes / (rows * width),
-        private_rows=structure.layout.private_rows,
-        collisions=count_collisions(structure),
-        model_bytes=_saved_bytes(compact, structure),
+        method=" and ".join(dict.fromkeys(table.method for table in tables)),
+        dense_bytes=dense,
+        compact_bytes=stored,
+        ratio=dense / stored,
+        byte_reduction=100 * (1 - stored / dense),
+        parameter_reduction=100 * (1 - sum(table.floats for table in tables) / weights),
+        bits_per_weight=8 * stored / weights,
+        model_bytes=_saved_bytes(compact),
         code_files=len(code),
         code_bytes=sum(map(len, code.values())),
         evidence=source.get("evidence"),
         calibration=source.get("calibration"),
         other_tables={
-            name: tensor.numel() * tensor.element_size() for name, tensor in dense_tables(compact, rows).items()
+            name: tensor.numel() * tensor.element_size() for name, tensor in dense_tables(compact, first.rows).items()
         },
+        tables=tables,
+        **{name: getattr(first, name) for name in (*_OF_FIRST, *_FIDELITY)},
+    )
+
+
+def reported_tables(compact: CompactModelMixin) -> dict[str, CompactEmbedding]:
+    """Return the structures that stand for the input table and for a head, by their paths."""
+    first = compact.input_table_path
+    return {path: table for path, table in compact.compact_tables.items() if path == first or path.endswith(IN_HEAD)}
+
+
+def _inspect_table(
+    compact: CompactModelMixin, path: str, structure: CompactEmbedding, against: PreTrainedModel | None
+) -> TableReport:
+    """Report on one table, beside that of the dense model."""
+    rows, width = structure.num_embeddings, structure.embedding_dim
+    name, table = "head" if path.endswith(IN_HEAD) else "input", None
+    if against is not None:
+        layer = against.get_output_embeddings() if name == "head" else against.get_input_embeddings()
+        table = None if layer is None else layer.weight.detach()
+        if table is None or table.shape != (rows, width):
+            theirs = "no output head" if table is None else f"a table {tuple(table.shape)}"
+            raise CompactConfigError(f"`against` has {theirs}, `compact` one of {(rows, width)}: its `{path}`.")
+    return TableReport(
+        table=name,
+        path=path,
+        method=structure.options.method,
+        options=structure.to_dict(),
+        rows=rows,
+        width=width,
+        dense_bytes=rows * width * (structure.dtype if table is None else table.dtype).itemsize,
+        compact_bytes=structure.nbytes,
+        floats=sum(parameter.numel() for parameter in structure.parameters()),
+        private_rows=structure.layout.private_rows,
+        collisions=count_collisions(structure),
         **({} if table is None else fidelity(structure, table)),
     )
 
@@ -169,13 +252,15 @@ def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
     }
 
 
-def _saved_bytes(compact: PreTrainedModel, structure: CompactEmbedding) -> int:
+def _saved_bytes(compact: CompactModelMixin) -> int:
     """Return the bytes of all tensors of a saved model, each tied tensor once."""
-    inside = {id(tensor) for tensor in (*structure.parameters(), *structure.buffers())}
+    structures = compact.compact_tables.values()
+    inside = {id(tensor) for structure in structures for tensor in (*structure.parameters(), *structure.buffers())}
     ignored = ignored_on_save(compact)
     state = {id(value): value for key, value in compact.state_dict(keep_vars=True).items() if key not in ignored}
     others = (tensor for key, tensor in state.items() if key not in inside)
-    return structure.nbytes + sum(tensor.numel() * tensor.element_size() for tensor in others)
+    stored = sum(structure.nbytes for structure in structures)
+    return stored + sum(tensor.numel() * tensor.element_size() for tensor in others)
 
 
 @torch.no_grad()

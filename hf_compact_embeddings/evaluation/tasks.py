@@ -230,9 +230,11 @@ def _fidelity(
 ) -> Evaluation:
     if against is None:
         raise CompactConfigError("`against` is missing: fidelity compares with the original.")
-    report = inspect(compact, against=against).to_dict()
+    report = inspect(compact, against=against)
     names = ("relative_mse", "mean_cosine", "ratio")
-    values = {name: float(report[name]) for name in names}
+    values = {name: float(getattr(report, name)) for name in names}
+    # A head with a table of its own, beside the input table.
+    values |= {f"{table.table}_{name}": getattr(table, name) for table in report.tables[1:] for name in names[:2]}
     rows: Rows = []
     if data is not None:
         if tokenizer is None:

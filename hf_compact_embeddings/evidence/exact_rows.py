@@ -6,22 +6,22 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..modeling.architectures import InputTable
 from ..modeling.errors import CompactConfigError
+from .tables import Table, padding_of
 
 
-def always_exact(table: InputTable, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+def always_exact(table: Table, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     """Return the ids that are kept in any case: the padding row, and the special tokens of a tokenizer."""
-    special = [] if tokenizer is None else [i for i in tokenizer.all_special_ids if i < table.module.num_embeddings]
-    padding = table.module.padding_idx
+    special = [] if tokenizer is None else [i for i in tokenizer.all_special_ids if i < len(table.module.weight)]
+    padding = padding_of(table)
     return list(dict.fromkeys(([] if padding is None else [padding]) + special))
 
 
 def exact_rows(
-    table: InputTable, tokenizer: PreTrainedTokenizerBase | None, counts: Tensor | None, private_rows: int = 0
+    table: Table, tokenizer: PreTrainedTokenizerBase | None, counts: Tensor | None, private_rows: int = 0
 ) -> Tensor:
     """Return the sorted ids of the rows to keep: those always kept, then the most frequent up to `private_rows`."""
-    rows = table.module.num_embeddings
+    rows = len(table.module.weight)
     if private_rows > rows:
         raise CompactConfigError(f"`private_rows` is {private_rows}, but the table has {rows:,} rows.")
     kept = always_exact(table, tokenizer)

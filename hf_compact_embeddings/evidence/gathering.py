@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from ..fitting import FitSource
-from ..modeling.architectures import InputTable
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
 from ..modeling.structure import CompactEmbedding
 from ..progress import stage
@@ -21,8 +20,9 @@ from .exact_rows import exact_rows
 from .frequencies import count_tokens, counts_from_tokenizer, given_counts
 from .made_texts import made_texts
 from .overrated import overrated_rows
-from .sensitivity import Sensitivity, find_sensitivity, tied_heads
+from .sensitivity import Sensitivity, find_sensitivity, scoring_heads
 from .states import contextual_states
+from .tables import Table, padding_of
 from .texts import Texts, read_texts
 from .word_frequencies import Language, counts_of_words, is_available, languages_for, require_known
 
@@ -46,6 +46,8 @@ _COUNTS_IN_WORDS: dict[CountsFrom, str] = {
 }
 # Of the words' frequencies and the tokenizer's own, which knows of what no list of words holds.
 _SHARE_OF_WORDS = 0.75
+# What is found once for all tables of a model.
+_OF_ALL_TABLES = ("counts", "languages", "token_strings", "readable_texts", "contextual_states")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -54,7 +56,7 @@ class Evidence:
 
     Attributes:
         model: the dense model.
-        table: its input table.
+        table: its input table, or that of a head.
         tokenizer: the model's tokenizer, if there is one.
         texts: texts like those that the model will read, if there are any.
         counts_from: where counts come from.
@@ -66,7 +68,7 @@ class Evidence:
     """
 
     model: PreTrainedModel
-    table: InputTable
+    table: Table
     tokenizer: PreTrainedTokenizerBase | None
     texts: Texts | None
     counts_from: CountsFrom
@@ -91,7 +93,7 @@ class Evidence:
 
     def _counted(self, tokenizer: PreTrainedTokenizerBase) -> Tensor | None:
         """Count tokens where the counts come from."""
-        rows = self.table.module.num_embeddings
+        rows = len(self.rows)
         if self.counts_from == "texts" and self.texts is not None:
             return count_tokens(self.texts, tokenizer, rows)
         own = counts_from_tokenizer(tokenizer, rows)
@@ -120,7 +122,7 @@ class Evidence:
             return None
         # Tables often have more rows than the tokenizer has tokens.
         known = {token_id: token for token, token_id in self.tokenizer.get_vocab().items()}
-        return [known.get(row, f"[unused row {row}]") for row in range(self.table.module.num_embeddings)]
+        return [known.get(row, f"[unused row {row}]") for row in range(len(self.rows))]
 
     @cached_property
     def readable_texts(self) -> Texts | None:
@@ -131,7 +133,7 @@ class Evidence:
 
     def made_texts(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> list[str]:
         """Make texts; another seed gives others."""
-        counts = torch.ones(self.table.module.num_embeddings) if self.counts is None else self.counts
+        counts = torch.ones(len(self.rows)) if self.counts is None else self.counts
         with stage("Making texts"):
             return made_texts(self.model, tokenizer, counts, self.languages, seed)
 
@@ -152,13 +154,14 @@ class Evidence:
             return None
         try:
             with stage("Reading sensitivities"):
-                return find_sensitivity(texts, self.tokenizer, self.model, self.seed)
+                return find_sensitivity(texts, self.tokenizer, self.model, self.seed, self.table)
         except CompactEmbeddingsError:
             raise
         except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             # Models that read something else than tokens alone, or run in a way of their own.
-            name = type(self.model).__name__
-            logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {error}")
+            name, reads = type(self.model).__name__, self.model.main_input_name
+            reason = error if reads == "input_ids" else f"it reads `{reads}`, and no texts"
+            logger.warning(f"How sensitive {name} is to errors could not be found, so all count alike: {reason}")
             return None
 
     def in_words(self, needs: Collection[str]) -> str:
@@ -177,7 +180,7 @@ class Evidence:
         return ", ".join(found) or "nothing"
 
     def overrated_rows(self, needs: Collection[str], structure: CompactEmbedding, most: int) -> Tensor:
-        """Return the ids of rows that a tied head would give far too often after a fit, as far as texts have shown."""
+        """Return the ids of rows that a head would give far too often after a fit, as far as texts have shown."""
         sensitivity = self.sensitivity if "sensitivity" in needs else None
         if sensitivity is None or sensitivity.states is None:
             return torch.empty(0, dtype=torch.int64)
@@ -193,11 +196,24 @@ class Evidence:
         return kept if len(kept) >= private_rows else exact_rows(self.table, self.tokenizer, self.counts, private_rows)
 
     def _uses(self, sensitivity: Sensitivity | None) -> Tensor | None:
-        """Return how often each row (V,) matters: when it is read, and, to a tied head, when it might be next."""
+        """Return how often each row (V,) matters: when it is read, and, to a head, when it might be next."""
         doubts = None if sensitivity is None else sensitivity.doubts
         if doubts is None or self.counts is None:
             return self.counts
+        # That of an untied head too: what texts hold is what comes next in them. By doubts alone, which few texts show, the
+        # predictions of SmolLM2 were up to a tenth further from the original's.
         return (self.counts + doubts * (self.counts.sum() / doubts.sum().clamp(min=1e-30))) / 2
+
+    def of(self, table: Table) -> Evidence:
+        """Return what is known about another table of the model, without reading again what this one knows too."""
+        if table is self.table:
+            return self
+        other = dataclasses.replace(self, table=table, findings={})
+        vars(other).update({name: vars(self)[name] for name in _OF_ALL_TABLES if name in vars(self)})
+        if vars(self).get("sensitivity", self) is None:
+            # What kept it from being found for this table would do so again, with the same warning.
+            vars(other)["sensitivity"] = None
+        return other
 
     def fit_source(
         self,
@@ -224,17 +240,16 @@ class Evidence:
         exact = torch.empty(0, dtype=torch.int64) if from_scratch else self.exact_rows(private_rows)
         if also_exact is not None:
             exact = torch.cat([exact, also_exact]).unique()
-        module = self.table.module
         sensitivity = self.sensitivity if "sensitivity" in needs else None
         return FitSource(
             table=self.rows,
             counts=self._uses(sensitivity) if "counts" in needs else None,
             features=self.contextual_states if "contextual_states" in needs else None,
             metric=None if sensitivity is None else sensitivity.metric,
-            tied=bool(tied_heads(self.model, self.table)),
+            tied=bool(scoring_heads(self.model, self.table)),
             token_strings=self.token_strings if "token_strings" in needs else None,
             private_ids=exact,
-            padding_idx=module.padding_idx,
+            padding_idx=padding_of(self.table),
             scale=self.table.scale,
             seed=self.seed,
             device=self.device,
@@ -244,7 +259,7 @@ class Evidence:
 
 def gather(
     model: PreTrainedModel,
-    table: InputTable,
+    table: Table,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_counts: Any = None,
@@ -257,7 +272,7 @@ def gather(
 
     Args:
         model: the dense model.
-        table: its input table.
+        table: its input table, or that of a head.
         tokenizer: the model's tokenizer.
         token_counts: how often each token occurs (V,); or where that is to be taken from: "words", the frequencies of
             words in `languages`; "tokenizer", as far as that itself tells; "uniform", all alike. By default from
@@ -292,7 +307,7 @@ def gather(
         tokenizer,
         None if texts is None else read_texts(texts),
         counts_from,
-        given_counts(token_counts, table.module.num_embeddings) if counts_from == "given" else None,
+        given_counts(token_counts, len(table.module.weight)) if counts_from == "given" else None,
         languages,
         seed,
         torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),

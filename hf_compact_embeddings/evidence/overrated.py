@@ -1,4 +1,4 @@
-"""Rows that a tied head gives far too much probability after a fit.
+"""Rows that a head gives far too much probability after a fit.
 
 Errors are judged as if they were small. To a token that the model never gives an error of its score may be none of
 that: chances grow with its exponential, and one such row can take what all others should have. There are few of them,

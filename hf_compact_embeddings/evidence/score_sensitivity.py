@@ -8,7 +8,8 @@ predictions, in nats for each predicted token (half the Fisher information times
 - δᵀ C δ for the row's share in the doubt, Σ p (1 − p) over predictions p of its token: C is the covariance of what
   enters the head, where predictions weigh by their doubt, Σ p (1 − p) over all tokens.
 
-So one metric, N + C, serves both sides in one unit, and a row weighs by how often it is read, and by its doubt.
+So one metric, N + C, serves both sides in one unit, and a row weighs by how often it is read, and by its doubt. For the
+table of a head that is not tied the metric is C alone: the model does not read it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from transformers.tokenization_utils_base import BatchEncoding
 
 from ..fitting.reproducible import product_over_rows
 from ..model_outputs import is_masked_lm
-from ..modeling.architectures import InputTable, embedding_scale
+from ..modeling.architectures import embedding_scale
 from ..progress import steps
+from .tables import Table
 from .texts import Text, no_tokens, some_texts
 
 _TEXTS_PER_BATCH = 16
@@ -59,7 +61,7 @@ class _Sums:
     logit_scale: float = 0.0
 
     def metric(self) -> Tensor:
-        """Return N + C, smoothed (D, D)."""
+        """Return N + C, smoothed (D, D); N is zero where no row is read."""
         shared = torch.outer(self.common, self.common) / self.doubts.sum().clamp(min=1e-30)
         spread = (self.entering - (1 - _SHARE_OF_COMMON) * shared) / self.positions
         metric = self.reading / self.positions + self.logit_scale**2 * spread
@@ -70,7 +72,7 @@ def sensitivity_of_scores(
     texts: Iterable[Text],
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
-    table: InputTable,
+    table: Table,
     heads: Sequence[nn.Linear],
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,7 +135,7 @@ def _add(
     given = {"input_ids": ids, "attention_mask": encoded["attention_mask"]}
     if model.config.is_encoder_decoder:
         given["decoder_input_ids"] = ids
-    with _rows_apart(inputs) as read, _scoring_at(heads, positions) as scored:
+    with torch.set_grad_enabled(bool(inputs)), _rows_apart(inputs) as read, _scoring_at(heads, positions) as scored:
         output = model(**{name: tensor.to(model.device) for name, tensor in given.items()})
     found, losses = [], []
     for _, entering, scores in scored:
@@ -147,9 +149,23 @@ def _add(
         of_predictions, of_tokens = (doubts.sum(way, dtype=torch.float64).cpu() for way in (1, 0))
         found.append((entering.detach()[0].double().cpu(), of_predictions, of_tokens))
         sums.logit_scale = sums.logit_scale or _spread(logits) / max(_spread(scores[0]), 1e-30)
+    if read:
+        _add_reading(sums, torch.stack(losses).sum(), read, scored)
+    for entering, of_predictions, of_tokens in found:
+        sums.entering += product_over_rows(entering, entering * of_predictions[:, None])
+        sums.common += product_over_rows(of_predictions, entering)
+        sums.doubts[: len(of_tokens)] += of_tokens[: len(sums.doubts)]
+        sums.positions += len(entering)
+        sums.states.append(entering[:: -(-len(entering) // _STATES_PER_BATCH)].float())
+
+
+def _add_reading(
+    sums: _Sums, loss: Tensor, read: list[tuple[Tensor, float]], scored: list[tuple[nn.Linear, Tensor, Tensor]]
+) -> None:
+    """Add up what errors cost in rows that were read."""
     rows = [row for row, _ in read]
     # Through the head by hand: its sums over all tokens would depend on the number of threads.
-    of_scores = torch.autograd.grad(torch.stack(losses).sum(), [scores for _, _, scores in scored])
+    of_scores = torch.autograd.grad(loss, [scores for _, _, scores in scored])
     of_states = [
         product_over_rows(gradient[0].T, head.weight.detach())[None]
         for gradient, (head, _, _) in zip(of_scores, scored, strict=True)
@@ -160,12 +176,6 @@ def _add(
         if gradient is not None:
             vectors = gradient.flatten(0, -2).double().cpu() * scale
             sums.reading += product_over_rows(vectors, vectors)
-    for entering, of_predictions, of_tokens in found:
-        sums.entering += product_over_rows(entering, entering * of_predictions[:, None])
-        sums.common += product_over_rows(of_predictions, entering)
-        sums.doubts[: len(of_tokens)] += of_tokens[: len(sums.doubts)]
-        sums.positions += len(entering)
-        sums.states.append(entering[:: -(-len(entering) // _STATES_PER_BATCH)].float())
 
 
 def _spread(scores: Tensor) -> float:
@@ -173,7 +183,7 @@ def _spread(scores: Tensor) -> float:
     return float(scores[:, :_TOKENS_TO_SPREAD].detach().float().std(1, correction=0).mean())
 
 
-def _input_modules(model: PreTrainedModel, table: InputTable) -> list[nn.Module]:
+def _input_modules(model: PreTrainedModel, table: Table) -> list[nn.Module]:
     """Return the modules that look rows of the table up, each once."""
     modules = [model.get_submodule(path) for path in (*table.paths, *table.tied_paths)]
     return list({id(module): module for module in modules if not isinstance(module, nn.Linear)}.values())

@@ -12,10 +12,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..fitting.reproducible import product_over_rows, symmetric_eigen
 from ..model_outputs import mean_pooled
-from ..modeling.architectures import InputTable, find_input_table
+from ..modeling.architectures import find_input_table
 from ..progress import steps
 from .score_sensitivity import sensitivity_of_scores
 from .states import base_encoder
+from .tables import Table
 from .texts import Text, no_tokens, some_texts
 
 # A few hundred texts fix a matrix of this size well enough: it is smoothed before it is used.
@@ -46,14 +47,26 @@ class Sensitivity:
 
 
 def find_sensitivity(
-    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, seed: int = 0
+    texts: Iterable[Text],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    seed: int = 0,
+    table: Table | None = None,
 ) -> Sensitivity:
-    """Return what errors cost: by what they do to the scores where a head scores through the table, else to states."""
-    table = find_input_table(model)
+    """Return what errors cost: by what they do to the scores where a head scores through the table, else to states.
+
+    Args:
+        texts: that the model reads.
+        tokenizer: of the model.
+        model: the dense model.
+        seed: of all random choices.
+        table: by default the input table.
+    """
+    table = find_input_table(model) if table is None else table
     training = model.training
     model.eval()
     try:
-        heads = tied_heads(model, table)
+        heads = scoring_heads(model, table)
         # Whatever the caller does with gradients, here they are needed.
         with torch.inference_mode(False), torch.enable_grad():
             if heads:
@@ -63,9 +76,9 @@ def find_sensitivity(
         model.train(training)
 
 
-def tied_heads(model: PreTrainedModel, table: InputTable) -> list[nn.Linear]:
-    """Return the output layers that score through the table."""
-    layers = [model.get_submodule(path) for path in table.tied_paths]
+def scoring_heads(model: PreTrainedModel, table: Table) -> list[nn.Linear]:
+    """Return the output layers that score through the table: those that are tied to it, or whose own it is."""
+    layers = [model.get_submodule(path) for path in (*table.paths, *table.tied_paths)]
     return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 

@@ -29,7 +29,7 @@ class FitSource:
         padding_idx: the padding row.
         scale: what looked-up rows are multiplied by.
         metric: what an error costs, as a positive semi-definite matrix (D, D), or None for plain distance.
-        tied: whether an output head scores through the table.
+        tied: whether an output head scores through the table: one that is tied to it, or one whose own it is.
         token_strings: how the tokens are written (V of them), for fits that read it, or None.
         max_bytes: what may be spent on all but the private rows, or None for no limit.
         seed: of all random choices.

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import yaml_dump
 from transformers import PreTrainedModel
 
-from ..evaluation.report import Report, inspect
+from ..evaluation.report import Report, inspect, reported_tables
 from ..evidence.origin import command_of
 from ..modeling.code_files import code_record
 from ..modeling.errors import CompactConfigError
@@ -25,6 +25,7 @@ from ..modeling.transformers_internals import native_class
 from ..transformers_internals import primary_auto_class
 from ..version import __version__
 from .messages import only_warned
+from .tables import facts_of_tables, in_bytes, methods_of
 
 # Stands where the repository's name will be, in a card that is written before it is known.
 ANY_REPOSITORY = "<user>/<repo>"
@@ -134,9 +135,10 @@ def make_card(
     if not isinstance(compact, CompactModelMixin):
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
     report = inspect(compact) if report is None else report
-    if report.compact_bytes != compact.compact_embedding.nbytes:
+    stored = sum(structure.nbytes for structure in reported_tables(compact).values())
+    if report.compact_bytes != stored:
         raise CompactConfigError(
-            f"`report` counts {report.compact_bytes:,} bytes, but `compact` has {compact.compact_embedding.nbytes:,}: "
+            f"`report` counts {report.compact_bytes:,} bytes, but `compact` has {stored:,}: "
             "it reports on another model."
         )
     if code_files is None:
@@ -227,17 +229,16 @@ def _pipeline_tag(compact: PreTrainedModel, inherited: dict[str, Any]) -> str:
 
 
 def _tags(report: Report, inherited: dict[str, Any], sentences: bool) -> list[str]:
-    own = [CARD_TAG, report.method, *(["sentence-transformers"] if sentences else [])]
+    own = [CARD_TAG, *methods_of(report), *(["sentence-transformers"] if sentences else [])]
     return [*own, *(tag for tag in inherited.get("tags") or () if tag not in {*_NOT_INHERITED, *own})]
 
 
 def _title(compact: PreTrainedModel, report: Report, base_model: str | None) -> str:
     base = base_model or native_class(type(compact)).__name__
-    return f"{base.rpartition('/')[2]}-{report.method}-{report.ratio:.0f}x"
+    return f"{base.rpartition('/')[2]}-{'-'.join(methods_of(report))}-{report.ratio:.0f}x"
 
 
 def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, source: dict[str, Any]) -> dict[str, Any]:
-    whole = report.model_bytes - report.compact_bytes + report.dense_bytes
     link = f"[{base_model}](https://huggingface.co/{base_model})" if base_model else "its card"
     original = base_model or "PATH_OR_HUB_ID_OF_THE_ORIGINAL"
     return {
@@ -247,16 +248,10 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "method": report.method,
         "options": ", ".join(f"{name}={value}" for name, value in source.get("options", {}).items())
         or "default options",
-        "table": _size("embedding table", report.dense_bytes, report.compact_bytes),
         "tied": any(isinstance(module, TiedHead) for module in compact.modules()),
-        "model": _size("whole model", whole, report.model_bytes),
-        "private_rows": f"{report.private_rows:,}",
         "bits_per_weight": f"{report.bits_per_weight:.3f}",
-        "rows": f"{report.rows:,}",
-        "width": f"{report.width:,}",
-        "fidelity": _fidelity(report),
-        "collisions": f"{report.collisions:,}" if report.collisions else "",
-        "still_dense": [(name, _bytes(size)) for name, size in report.other_tables.items()],
+        **facts_of_tables(report),
+        "still_dense": [(name, in_bytes(size)) for name, size in report.other_tables.items()],
         "auto_class": primary_auto_class(native_class(type(compact))),
         "version": __version__,
         "command": command_of(source, original, "OUTPUT") if source else "",
@@ -267,18 +262,6 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "versions": f"hf_compact_embeddings {__version__}, transformers {transformers.__version__}, "
         f"torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}",
     }
-
-
-def _fidelity(report: Report) -> list[tuple[str, str]]:
-    if report.relative_mse is None or report.shannon_bound is None:
-        return []
-    return [
-        ("relative mean squared error", f"{report.relative_mse:.4f}"),
-        ("the least that a Gaussian source allows at this size", f"{report.shannon_bound:.4f}"),
-        ("distance to that", f"{report.gap_db:.2f} dB"),
-        ("mean cosine of the rows", f"{report.mean_cosine:.4f}"),
-        ("rows with the same vector as an earlier one", f"{report.collisions:,} of {report.rows:,}"),
-    ]
 
 
 def _placeholders(source: dict[str, Any], base_model: str | None) -> str:
@@ -322,20 +305,7 @@ def _calibration(calibration: dict[str, Any] | None) -> str:
 def _code(files: Mapping[str, bytes]) -> dict[str, Any]:
     """Say how much code lies beside the table, and what its hash is."""
     size = sum(map(len, files.values()))
-    return {"count": len(files), "size": _bytes(size), "sha256": code_record(files)["sha256"]}
-
-
-def _size(name: str, dense: int, compact: int) -> dict[str, str]:
-    return {
-        "name": name,
-        "dense": _bytes(dense),
-        "compact": _bytes(compact),
-        "ratio": f"{dense / compact:.1f}x smaller",
-    }
-
-
-def _bytes(count: int) -> str:
-    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB" if count >= 1e3 else f"{count} bytes"
+    return {"count": len(files), "size": in_bytes(size), "sha256": code_record(files)["sha256"]}
 
 
 def _first(value: Any) -> str | None:

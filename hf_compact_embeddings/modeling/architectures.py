@@ -1,12 +1,14 @@
 """Where a model keeps its tables and what is tied to them, found in the model and not by its name.
 
 A model has a set of compact tables. `config.compact_embeddings` holds what is stored of each, by the path of its
-module; before a model is built, `INPUT_TABLE` stands for the path of its input table.
+module; before a model is built, `INPUT_TABLE` stands for the path of its input table, `HEAD_TABLE` for that of its
+untied head.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 from torch import nn
@@ -15,10 +17,14 @@ from transformers import PreTrainedModel
 from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
 from .options import StructureConfig, StructureLayout
 from .structure import CompactEmbedding, structure_class_of
-from .tied import TiedEmbedding, TiedHead
-from .transformers_internals import set_tied_weights_keys
+from .tied import CompactHead, TiedEmbedding, TiedHead
+from .transformers_internals import ignore_unexpected, set_tied_weights_keys
 
-INPUT_TABLE = "input"
+INPUT_TABLE, HEAD_TABLE = "input", "head"
+# Where the table of an untied head lies in it.
+IN_HEAD = ".table"
+# In a configuration, whatever else it says of ties: T5's always claims one.
+UNTIED_HEAD = "compact_untied_head"
 _STORED = ("method", "format_version", "options", "layout")
 # What a checkpoint says of its tables: the options and, once there are values, the layout of each, by path.
 StoredTables = dict[str, tuple[StructureConfig, StructureLayout | None]]
@@ -38,9 +44,9 @@ class InputTable:
         return embedding_scale(self.module)
 
 
-def embedding_scale(module: nn.Embedding) -> float:
-    """Return the factor of a scaled embedding, 1.0 for a plain one."""
-    if type(module) is nn.Embedding:
+def embedding_scale(module: nn.Embedding | nn.Linear) -> float:
+    """Return the factor of a scaled embedding, 1.0 for a plain one and for an output layer."""
+    if type(module) is nn.Embedding or isinstance(module, nn.Linear):
         return 1.0
     # Embeddings with a buffer `embed_scale` also keep the number, which exists on the meta device too.
     scale = getattr(module, "scalar_embed_scale", getattr(module, "embed_scale", None))
@@ -80,6 +86,12 @@ def find_input_table(model: PreTrainedModel) -> InputTable:
     return InputTable(module, paths, tied_paths)
 
 
+def find_head(model: PreTrainedModel) -> str | None:
+    """Return the path of a model's output layer, tied or not; None if there is none."""
+    layer = model.get_output_embeddings()
+    return next((path for path, module in model.named_modules() if module is layer), None)
+
+
 def _tied_parameters(model: PreTrainedModel, names: set[str]) -> set[str]:
     """Return the parameters that the model's tie map connects to `names`, without `names`."""
     ties = model.all_tied_weights_keys
@@ -97,7 +109,7 @@ def _tied_parameters(model: PreTrainedModel, names: set[str]) -> set[str]:
 
 def read_stored_tables(stored: Any) -> StoredTables:
     """Read `config.compact_embeddings`, possibly written by another release."""
-    if not isinstance(stored, dict) or not stored:
+    if not isinstance(stored, dict):
         raise CheckpointError(
             f"`compact_embeddings` is {stored!r}, but a compact model needs the `to_dict()` of a structure by the path "
             "of each table: this configuration belongs to a dense model. Use `hf_compact_embeddings.compress()` to "
@@ -132,6 +144,31 @@ def _read_stored_table(path: str, stored: Any) -> tuple[StructureConfig, Structu
 
 def install_structures(model: PreTrainedModel, tables: StoredTables) -> None:
     """Put a structure in the place of each table, and parameter-free modules where the input table was tied."""
+    heads = {path: stored for path, stored in tables.items() if path == HEAD_TABLE or path.endswith(IN_HEAD)}
+    others = {path: stored for path, stored in tables.items() if path not in heads}
+    _install_heads(model, heads)
+    # A generic head has built its inner model through the compact class.
+    if others and not isinstance(model.get_input_embeddings(), CompactEmbedding):
+        _install_input_table(model, others)
+    _drop_ties(model)
+
+
+def _install_heads(model: PreTrainedModel, tables: StoredTables) -> None:
+    """Give the output layer a table of its own, which unties it; models without that layer leave the table out."""
+    path, untied = find_head(model), getattr(model.config, UNTIED_HEAD, False)
+    for home, stored in tables.items():
+        if path is not None and (home == HEAD_TABLE or _is_same_place(path + IN_HEAD, home)):
+            native: Any = model.get_submodule(path)
+            model.set_submodule(path, CompactHead(_build(stored, native, home), native))
+            untied = True
+        else:
+            ignore_unexpected(model, rf"(^|\.){re.escape(home)}\.")
+    if untied:
+        ties = model.all_tied_weights_keys.items()
+        set_tied_weights_keys(model, {one: other for one, other in ties if f"{path}.weight" not in (one, other)})
+
+
+def _install_input_table(model: PreTrainedModel, tables: StoredTables) -> None:
     table = find_input_table(model)
     home = _stored_path_of(table.paths[0], tables)
     structure = _build(tables[home], table.module, home)
@@ -147,10 +184,8 @@ def install_structures(model: PreTrainedModel, tables: StoredTables) -> None:
         if isinstance(native, nn.Embedding):
             model.set_submodule(path, TiedEmbedding(model, embedding_scale(native)))
         else:
-            head = TiedHead(model, native.out_features, native.bias is not None)
-            model.set_submodule(path, head)
+            model.set_submodule(path, TiedHead(model, native))
     _install_further_tables(model, {path: stored for path, stored in tables.items() if path != home})
-    _drop_ties(model)
 
 
 def _install_further_tables(model: PreTrainedModel, tables: StoredTables) -> None:
@@ -158,18 +193,19 @@ def _install_further_tables(model: PreTrainedModel, tables: StoredTables) -> Non
     embeddings = {path: module for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for home, stored in tables.items():
         for path, module in embeddings.items():
-            if _shared_end(path, home) == min(path.count("."), home.count(".")) + 1:
+            if _is_same_place(path, home):
                 model.set_submodule(path, _build(stored, module, home))
 
 
-def _build(stored: tuple[StructureConfig, StructureLayout | None], module: nn.Embedding, path: str) -> CompactEmbedding:
-    """Return the structure for a native table, without values; without a layout, that of a random start."""
+def _build(stored: tuple[StructureConfig, StructureLayout | None], module: Any, path: str) -> CompactEmbedding:
+    """Return the structure for a native table or output layer, without values; without a layout, for a random start."""
     options, layout = stored
-    rows, width = module.num_embeddings, module.embedding_dim
+    rows, width = module.weight.shape
     structure_class = structure_class_of(options.method)
     try:
         sizes = structure_class.random_layout(options, rows, width) if layout is None else layout
-        return structure_class(options, sizes, rows, width, module.padding_idx, embedding_scale(module))
+        padding = getattr(module, "padding_idx", None)
+        return structure_class(options, sizes, rows, width, padding, embedding_scale(module))
     except CompactConfigError as error:
         if layout is None:
             raise
@@ -190,6 +226,11 @@ def _stored_path_of(path: str, tables: StoredTables) -> str:
             f"{path!r}."
         )
     return found
+
+
+def _is_same_place(one: str, other: str) -> bool:
+    """Tell whether two paths are the same, but for what a model with a head puts before those of its base."""
+    return _shared_end(one, other) == min(one.count("."), other.count(".")) + 1
 
 
 def _shared_end(one: str, other: str) -> int:

@@ -28,7 +28,7 @@ from .structure_hash import HashEmbedding  # noqa: F401
 from .structure_rotated import RotatedEmbedding  # noqa: F401
 from .structure_scalar import ScalarEmbedding  # noqa: F401
 from .structure_subspace import SubspaceEmbedding  # noqa: F401
-from .tied import TiedHead, adopt_tied_modules
+from .tied import CompactHead, TableHead, adopt_tied_modules
 from .transformers_internals import (
     cached_file_or_none,
     commit_of,
@@ -78,9 +78,7 @@ class CompactModelMixin(_NativeModel):
         _register_inner_class(config)
         with torch.device("meta"), meta_device_safe_creation_ops():
             super().__init__(config, *args, **kwargs)
-            # A generic head has built its inner model through this very class.
-            if not isinstance(self.get_input_embeddings(), CompactEmbedding):
-                install_structures(self, tables)
+            install_structures(self, tables)
         self._store_tables()
         self.add_model_tags([CARD_TAG, *sorted({table.options.method for table in self.compact_tables.values()})])
         for structure in self.compact_tables.values():
@@ -95,15 +93,16 @@ class CompactModelMixin(_NativeModel):
 
     @property
     def compact_embedding(self) -> CompactEmbedding:
-        """The structure of the input table."""
-        module = self.get_input_embeddings()
-        return next(inside for inside in module.modules() if isinstance(inside, CompactEmbedding))
+        """The structure of the input table; of the output head, where that alone is compact."""
+        return self.compact_tables[self.input_table_path]
 
     @property
     def input_table_path(self) -> str:
-        """The path of the input table's structure among the modules."""
-        table = self.compact_embedding
-        return next(path for path, module in self.compact_tables.items() if module is table)
+        """The path of that structure among the modules."""
+        tables, inside = self.compact_tables, set(self.get_input_embeddings().modules())
+        if not tables:
+            raise CheckpointError(f"{type(self).__name__} has no compact table.")
+        return next((path for path, module in tables.items() if module in inside), next(iter(tables)))
 
     def _store_tables(self) -> None:
         """Write what the tables are into the configuration, and keep their codes out of data-parallel broadcasts."""
@@ -115,10 +114,10 @@ class CompactModelMixin(_NativeModel):
         ]
 
     def initialize_weights(self) -> None:
-        """Start biases of tied heads at zero, as those of native heads; what was loaded stays."""
+        """Start biases of heads at zero, as those of native heads; what was loaded stays."""
         super().initialize_weights()
         for module in self.modules():
-            if isinstance(module, TiedHead) and module.bias is not None:
+            if isinstance(module, TableHead) and module.bias is not None:
                 zeros_(module.bias)
 
     def _start_from_random(self, device: torch.device) -> None:
@@ -249,10 +248,12 @@ class CompactModelMixin(_NativeModel):
     def _get_resized_lm_head(
         self, old_lm_head: nn.Module, new_num_tokens: int | None = None, **kwargs: Any
     ) -> nn.Module:
-        if not isinstance(old_lm_head, TiedHead):
+        if not isinstance(old_lm_head, TableHead):
             return super()._get_resized_lm_head(old_lm_head, new_num_tokens, **kwargs)
         if new_num_tokens is not None:
             old_lm_head.resize_bias(new_num_tokens)
+            if isinstance(old_lm_head, CompactHead):
+                self._get_resized_embeddings(old_lm_head.table, new_num_tokens, **kwargs)
         return old_lm_head
 
 
@@ -329,7 +330,7 @@ def model_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
     if name not in _model_classes:
         namespace = {
             "__module__": __name__,
-            "__doc__": f"{native.__name__} whose input table, and what is tied to it, is compact.",
+            "__doc__": f"{native.__name__} with compact tables.",
             "config_class": config_class(native.config_class),
         }
         _model_classes[name] = type(name, (CompactModelMixin, native), namespace)

@@ -1,4 +1,4 @@
-"""Parameter-free modules that stand where a table or an output layer was tied to the compact table.
+"""Modules that stand where a table or an output layer was tied to the compact table, or has one of its own.
 
 Also what compact modules show as `weight`: an outline of the table without values.
 """
@@ -48,15 +48,18 @@ class TiedEmbedding(_TiedModule):
         return self.table(input_ids, scale=self.scale)
 
 
-class TiedHead(_TiedModule):
-    """An output layer that scores hidden states against the compact table."""
+class TableHead(nn.Module):
+    """An output layer that scores hidden states against a compact table, with a bias of its own if the native one has.
+
+    `table` is what it scores against.
+    """
 
     bias: nn.Parameter | None
+    table: Any
+    weight: Any
 
-    def __init__(self, owner: PreTrainedModel, out_features: int, bias: bool) -> None:
-        """Score against the owner's table, with a bias of its own where the native layer has one."""
-        super().__init__(owner)
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
+    def _add_bias(self, native: nn.Linear) -> None:
+        self.register_parameter("bias", None if native.bias is None else nn.Parameter(torch.empty_like(native.bias)))
 
     @property
     def in_features(self) -> int:
@@ -81,6 +84,27 @@ class TiedHead(_TiedModule):
         """Return scores (..., V) of hidden states (..., D)."""
         scores = self.table(hidden, project=True)
         return scores if self.bias is None else scores + self.bias
+
+
+class TiedHead(_TiedModule, TableHead):
+    """An output layer that scores hidden states against the input table."""
+
+    def __init__(self, owner: PreTrainedModel, native: nn.Linear) -> None:
+        """Score against the owner's table, in the place of a native layer."""
+        super().__init__(owner)
+        self._add_bias(native)
+
+
+class CompactHead(TableHead):
+    """An output layer that is not tied: it holds the table that it scores against."""
+
+    weight = _TiedModule.weight
+
+    def __init__(self, table: nn.Module, native: nn.Linear) -> None:
+        """Score against a table that nothing else reads, in the place of a native layer."""
+        super().__init__()
+        self.table = table
+        self._add_bias(native)
 
 
 def adopt_tied_modules(original: nn.Module, owner: nn.Module) -> None:

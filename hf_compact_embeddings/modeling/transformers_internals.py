@@ -49,6 +49,12 @@ def set_tied_weights_keys(model: PreTrainedModel, ties: dict[str, str]) -> None:
     model._tied_weights_keys = None if model._tied_weights_keys is None else ties
 
 
+def ignore_unexpected(model: PreTrainedModel, pattern: str) -> None:
+    """Let a model be loaded without a word about tensors of a checkpoint whose names match a pattern."""
+    known = model._keys_to_ignore_on_load_unexpected  # 5.11, 5.24
+    model._keys_to_ignore_on_load_unexpected = {*(known or ()), pattern}
+
+
 def commit_of(config: PreTrainedConfig) -> str | None:
     """Return the commit on the Hub that a configuration was loaded from, if it is known."""
     return getattr(config, "_commit_hash", None)  # 5.11, 5.24

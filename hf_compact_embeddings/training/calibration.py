@@ -24,7 +24,7 @@ from .losses import choose_losses, predicts, run
 from .matching import fingerprint, require_match, require_same_tokens
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch
 from .teacher_cache import TeacherCache, is_cache, write_cache
-from .trainer import CalibrationError, CalibrationTrainer, last_checkpoint
+from .trainer import CalibrationError, CalibrationTrainer, last_checkpoint, round_tables
 
 logger = logging.get_logger(__name__)
 
@@ -49,7 +49,7 @@ def calibrate(
     callbacks: Sequence[TrainerCallback] = (),
     resume_from_checkpoint: bool | str | Path | None = None,
 ) -> PreTrainedModel:
-    """Train a compact model on texts, in place, and return it; its table ends rounded to its storage dtype.
+    """Train a compact model on texts, in place, and return it; its tables end rounded to their storage dtypes.
 
     Args:
         compact: the model.
@@ -83,7 +83,7 @@ def calibrate(
             own["callbacks"] = list(callbacks)
             trainer = CalibrationTrainer(compact, arguments, collator, rows, held_out, tokenizer, **own)
             _train(trainer, resume_from_checkpoint)
-        compact.compact_embedding.round_to_storage()
+        round_tables(compact)
         _note(trainer, teacher, trains)
         if isinstance(args, TrainingArguments) or "output_dir" in (args or {}):
             trainer.save_model(arguments.output_dir)
@@ -228,7 +228,7 @@ def _trainable(
     """Let the chosen parameters train; afterwards all is as it was before."""
     before = {name: parameter.requires_grad for name, parameter in compact.named_parameters()}
     training = compact.training
-    chosen = set(map(id, compact.compact_embedding.parameters()))
+    chosen = {id(value) for table in compact.compact_tables.values() for value in table.parameters()}
     if trains == "tables+norm":
         row = next(iter(rows))
         chosen |= set(map(id, _first_norm(compact, collator([row])).parameters()))

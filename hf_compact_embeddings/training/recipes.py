@@ -20,7 +20,7 @@ class Recipe:
         max_length: of a text in tokens.
         batch: texts a step.
         learning_rate: of the layers.
-        table_learning_rate: of the table.
+        table_learning_rate: of the tables.
         most_passes: over the texts.
     """
 
@@ -40,8 +40,9 @@ _SENTENCE_LOSSES = {"all_states": 2.0, "sentence": 1.0, "relations": 1.0}
 
 def recipe_for(compact: PreTrainedModel) -> Recipe:
     """Return the settings that were measured to be safe for a model of this kind at this rate."""
-    structure = compact.compact_embedding
-    ratio = 4 * structure.num_embeddings * structure.embedding_dim / structure.nbytes
+    tables = compact.compact_tables.values()
+    weights = sum(table.num_embeddings * table.embedding_dim for table in tables)
+    ratio = 4 * weights / sum(table.nbytes for table in tables)
     rate, table_rate = next((rate, table_rate) for most, rate, table_rate in _RATES if ratio <= most)
     losses = choose_losses(compact, True, None)
     if predicts(losses):

@@ -23,7 +23,7 @@ from .calibration import blend, calibrate, encoder_for
 from .losses import predicts, run, target_of, total_loss
 from .recipes import Recipe, recipe_for
 from .rows import Collator, HeldRows, split_batch
-from .trainer import CalibrationError
+from .trainer import CalibrationError, round_tables
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
 # Short training sees no more of them.
@@ -61,7 +61,7 @@ def refine(compact: PreTrainedModel, evidence: Evidence, minutes: float, began: 
         share, chosen = 0.0, None
         for further in _SHARES if trained is not None else ():
             part = blend(fit, trained, further)
-            part.compact_embedding.round_to_storage()
+            round_tables(part)
             losses[further] = judge(part)
             if losses[further] < losses[share]:
                 share, chosen = further, part
@@ -191,7 +191,7 @@ def _take_values(compact: PreTrainedModel, other: PreTrainedModel) -> None:
     others = dict(other.named_parameters())
     for name, value in compact.named_parameters():
         value.copy_(others[name])
-    compact.compact_embedding.round_to_storage()
+    round_tables(compact)
 
 
 class _Training:

@@ -21,7 +21,7 @@ from ..transformers_internals import checkpoint_function, prepared_inputs, set_c
 from .losses import Outputs, Target, predicts, run, target_of, total_loss
 from .rows import split_batch
 
-# The table's floats as they are in training: the model file beside it holds them rounded to `storage_dtype`.
+# The tables' floats as they are in training: the model file beside it holds them rounded to `storage_dtype`.
 EXACT_TABLE = "table_in_training.safetensors"
 _STATE_FILE = "trainer_state.json"
 
@@ -141,18 +141,19 @@ class CalibrationTrainer(MeanLossTrainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Give each tensor of the table a learning rate that suits its size, and no weight decay.
+        """Give each tensor of the tables a learning rate that suits its size, and no weight decay.
 
         Codebooks, scales and factors differ in size by orders of magnitude, so that no one rate suits them.
         """
         if self.optimizer is None:
             chosen = self.model if model is None else model
-            table = {id(parameter) for parameter in self.compact.compact_embedding.parameters()}
+            tables = self.compact.compact_tables.values()
+            inside = {id(parameter) for table in tables for parameter in table.parameters()}
             decaying = set(self.get_decay_parameter_names(chosen))
             groups: list[dict[str, Any]] = []
             others: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
             for name, parameter in chosen.named_parameters():
-                if parameter.requires_grad and id(parameter) in table:
+                if parameter.requires_grad and id(parameter) in inside:
                     rate = self.table_learning_rate * root_mean_square(parameter)
                     groups.append({"params": [parameter], "lr": rate, "weight_decay": 0.0})
                 elif parameter.requires_grad:
@@ -173,12 +174,12 @@ class CalibrationTrainer(MeanLossTrainer):
             # A pickle, which nothing reads and nobody should be sent.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if self.args.should_save and folder.name.startswith(PREFIX_CHECKPOINT_DIR):
-            prefix = self.compact.input_table_path + "."
+            homes = tuple(f"{path}." for path in self.compact.compact_tables)
             state = self.compact.state_dict() if state_dict is None else state_dict
             exact = {
-                name.removeprefix(prefix): tensor.detach().cpu().contiguous()
+                name: tensor.detach().cpu().contiguous()
                 for name, tensor in state.items()
-                if name.startswith(prefix) and tensor.is_floating_point()
+                if name.startswith(homes) and tensor.is_floating_point()
             }
             save_file(exact, folder / EXACT_TABLE)
 
@@ -238,12 +239,19 @@ def root_mean_square(parameter: Tensor) -> float:
 
 @torch.no_grad()
 def load_exact_table(compact: PreTrainedModel, checkpoint: str | Path) -> None:
-    """Put the unrounded table of a training checkpoint into a model."""
-    path = Path(checkpoint) / EXACT_TABLE
-    if path.is_file():
-        exact = load_file(path)
-        for name, parameter in compact.compact_embedding.named_parameters():
-            parameter.copy_(exact[name])
+    """Put the unrounded tables of a training checkpoint into a model."""
+    file = Path(checkpoint) / EXACT_TABLE
+    if file.is_file():
+        exact = load_file(file)
+        for path, table in compact.compact_tables.items():
+            for name, parameter in table.named_parameters():
+                parameter.copy_(exact[f"{path}.{name}"])
+
+
+def round_tables(compact: PreTrainedModel) -> None:
+    """Round all tables to values that saving and loading give back bit by bit."""
+    for table in compact.compact_tables.values():
+        table.round_to_storage()
 
 
 def last_checkpoint(folder: str | Path) -> Path | None:

@@ -15,6 +15,7 @@ from hf_compact_embeddings.modeling.errors import CompactConfigError
 
 from ..cases import Case, compress_tiny, for_all, for_each_method
 from ..tiny_models import VOCABULARY, tiny_model
+from ..tools import tiny_texts, tiny_tokenizer
 
 FIGURES = {
     "method",
@@ -164,3 +165,57 @@ def test_a_model_of_another_size(case: Case) -> None:
     _, compact = compress_tiny("bert", case)
     with pytest.raises(CompactConfigError, match=r"`against` has a table \(121, 24\).*\(120, 24\)"):
         hce.inspect(compact, against=tiny_model("bert", vocab_size=121))
+
+
+@pytest.mark.parametrize("tables", ["head", "all"])
+def test_each_table_is_reported(tables: str) -> None:
+    dense = tiny_model("llama-untied")
+    with torch.no_grad():
+        dense.lm_head.weight.normal_(std=0.5, generator=torch.Generator().manual_seed(1))
+    compact = hce.compress(
+        dense, "scalar", bits=4, private_rows=3, token_counts=torch.arange(VOCABULARY), tables=tables
+    )
+    report = hce.inspect(compact, against=dense)
+    assert [table.path for table in report.tables] == list(compact.compact_tables)
+    natives = {"input": dense.get_input_embeddings().weight, "head": dense.lm_head.weight}
+    for table, structure in zip(report.tables, compact.compact_tables.values(), strict=True):
+        native, decoded = natives[table.table].detach().double(), structure.dense().detach().double()
+        error = (decoded - native).square().sum() / (native - native.mean(0)).square().sum()
+        assert table.relative_mse == pytest.approx(float(error), rel=1e-6) and 0 < table.relative_mse < 0.1
+        assert (table.compact_bytes, table.private_rows) == (structure.nbytes, 3)
+        assert table.dense_bytes == native.numel() * 4
+    assert report.dense_bytes == sum(table.dense_bytes for table in report.tables)
+    assert report.compact_bytes == sum(structure.nbytes for structure in compact.compact_tables.values())
+    assert report.bits_per_weight == pytest.approx(8 * report.compact_bytes / (len(report.tables) * VOCABULARY * 24))
+    assert report.relative_mse == report.tables[0].relative_mse
+    assert set(report.other_tables) == ({"model.embed_tokens.weight"} if tables == "head" else set())
+    assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
+    text = str(report)
+    for table in report.tables if tables == "all" else ():
+        line = f"120 x 24, scalar: {table.dense_bytes:,} -> {table.compact_bytes:,} bytes"
+        assert f"{table.table} table".ljust(24) + line in text
+
+
+@pytest.mark.parametrize("tables", ["head", "all"])
+def test_the_size_counts_what_a_file_holds_of_both(tables: str, tmp_path: Path) -> None:
+    compact = hce.compress(tiny_model("llama-untied"), "subspace", num_subspaces=4, codebook_size=16, tables=tables)
+    compact.save_pretrained(tmp_path)
+    size = hce.inspect(compact).model_bytes
+    assert 0 < (tmp_path / "model.safetensors").stat().st_size - size < 8192
+
+
+def test_an_original_without_that_head() -> None:
+    compact = hce.compress(tiny_model("llama-untied"), "scalar", tables="all")
+    with pytest.raises(CompactConfigError, match="`against` has no output head, .* its `lm_head.table`"):
+        hce.inspect(compact, against=tiny_model("llama-untied", "LlamaModel"))
+
+
+def test_both_tables_are_evaluated() -> None:
+    dense = tiny_model("llama-untied")
+    compact = hce.compress(dense, "scalar", bits=4, tables="all")
+    found, report = hce.evaluate(compact, task="fidelity", against=dense).metrics, hce.inspect(compact, against=dense)
+    assert found["head_relative_mse"].compact == (report.tables[1].relative_mse,)
+    assert found["relative_mse"].compact == (report.tables[0].relative_mse,)
+    data = [{"text": text} for text in tiny_texts(8)]
+    measured = hce.evaluate(compact, task="perplexity", against=dense, data=data, tokenizer=tiny_tokenizer())
+    assert all(math.isfinite(value) for value in measured.metrics["perplexity"].compact)

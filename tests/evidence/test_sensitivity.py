@@ -118,7 +118,7 @@ def test_every_architecture_has_a_metric_and_stays_as_it_was(architecture: str) 
     metric = found.metric
     assert metric.shape == (width, width) and metric.dtype == torch.float64
     assert torch.linalg.eigvalsh(metric)[0] > 0
-    assert (found.doubts is None) == (not sensitivity.tied_heads(model, find_input_table(model)))
+    assert (found.doubts is None) == (not sensitivity.scoring_heads(model, find_input_table(model)))
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
     assert_same_outputs(model.eval(), tiny_model(architecture))
 

@@ -393,3 +393,46 @@ def test_sha256sum_gives_the_hash_in_the_card(tmp_path: Path) -> None:
     command = re.search(r"`(sha256sum \*\.py \| sha256sum)` gives `([0-9a-f]{64})`", (folder / "README.md").read_text())
     done = subprocess.run(command[1], shell=True, cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == command[2]
+
+
+@pytest.mark.parametrize("tables", ["head", "all"])
+def test_a_head_of_its_own_is_told(tables: str) -> None:
+    dense = tiny_model("llama-untied")
+    compact = hce.compress(dense, "subspace", tables=tables, **OPTIONS)
+    report = hce.inspect(compact, against=dense)
+    text = make_card(compact, report).text
+    named = "output head" if tables == "head" else "token-embedding table and output head"
+    assert f"A LlamaForCausalLM with a compact {named}: **" in text
+    assert f"| output head | 11.5 kB | {report.tables[-1].compact_bytes / 1e3:.1f} kB |" in text
+    assert ("| embedding table | 11.5 kB |" in text) == (tables == "all")
+    assert ("is still dense" in text) == (tables == "head")
+    assert f"tables='{tables}'" in text, "how to make it again"
+    prefix = "output head: " if tables == "all" else ""
+    assert f"| {prefix}relative mean squared error | {report.tables[-1].relative_mse:.4f} |" in text
+    shape = "of the tables (120 rows of 24 each)" if tables == "all" else "of the table (120 rows of 24)"
+    assert f"bits for each weight {shape}" in text
+    assert "tied to the table" not in text
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [["--ratio", "3"], ["--max-size", "5KB", "--effort", "fast"], ["--method", "rotated", "--set", "max_bytes=5000"]],
+    ids=str,
+)
+def test_the_command_for_two_tables_makes_them_again(asked: list[str], tmp_path: Path) -> None:
+    dense = tmp_path / "dense"
+    tiny_model("llama-untied").save_pretrained(dense)
+    tiny_tokenizer().save_pretrained(dense)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["compress", str(dense), "--tables", "all", *asked, "--output", str(first), "--json"]) == 0
+    command = re.search(r"^hf-compact (compress .*)$", (first / "README.md").read_text(), flags=re.MULTILINE)[1]
+    named = {"PATH_OR_HUB_ID_OF_THE_ORIGINAL": dense, "OUTPUT": second}
+    assert main([str(named.get(word, word)) for word in command.split()]) == 0
+    files = {file.name: file.read_bytes() for file in first.iterdir()}
+    assert files == {file.name: file.read_bytes() for file in second.iterdir()}
+
+
+def test_a_push_of_two_tables_is_planned() -> None:
+    compact = hce.compress(tiny_model("llama-untied"), "subspace", tables="all", **OPTIONS)
+    planned = hce.push_to_hub(compact, REPO, tokenizer=tiny_tokenizer(), dry_run=True)
+    assert {"model.safetensors", "structure_subspace.py", "tied.py"} <= {file.path for file in planned.files}

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForMaskedLM, PreTrainedModel, TrainerCallback, TrainingArguments, modeling_utils
 
 import hf_compact_embeddings as hce
@@ -15,7 +16,13 @@ from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.evidence.texts import HubTexts
 from hf_compact_embeddings.training.calibration import calibrate
 from hf_compact_embeddings.training.losses import run
-from hf_compact_embeddings.training.trainer import CalibrationError, CalibrationTrainer, last_checkpoint
+from hf_compact_embeddings.training.trainer import (
+    EXACT_TABLE,
+    CalibrationError,
+    CalibrationTrainer,
+    last_checkpoint,
+    load_exact_table,
+)
 
 from ..cases import Case, compress_tiny, first_cases, for_each_method
 from ..launching import run_together
@@ -415,3 +422,25 @@ def test_an_encoder_decoder_learns_states() -> None:
     seen = Losses()
     tiny_calibrate(compact, teacher, callbacks=[seen])
     assert {"loss_states", "loss_sentence", "loss_relations"} <= set(seen.logs[0])
+
+
+def test_both_tables_are_trained_and_rounded(tmp_path: Path) -> None:
+    teacher = tiny_model("llama-untied")
+    compact = hce.compress(teacher, CASE.method, tables="all", **CASE.options)
+    before = copy.deepcopy(compact.state_dict())
+    tiny_calibrate(compact, teacher, args={"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 3})
+    moved = {name for name, tensor in compact.state_dict().items() if not torch.equal(tensor, before[name])}
+    homes = tuple(f"{path}." for path in compact.compact_tables)
+    assert all(name.startswith(homes) for name in moved)
+    assert all(any(name.startswith(home) for name in moved) for home in homes)
+    rounded = copy.deepcopy(compact)
+    for table in rounded.compact_tables.values():
+        table.round_to_storage()
+    assert_same_state(rounded, compact)
+    # A checkpoint of the training holds both as they were, unrounded.
+    exact = load_file(tmp_path / "checkpoint-3" / EXACT_TABLE)
+    assert all(any(name.startswith(home) for name in exact) for home in homes)
+    again = type(compact).from_pretrained(tmp_path / "checkpoint-3")
+    load_exact_table(again, tmp_path / "checkpoint-3")
+    assert all(torch.equal(again.state_dict()[name], tensor) for name, tensor in exact.items())
+    assert any(not torch.equal(tensor, tensor.half().float()) for tensor in exact.values())
