@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -86,6 +87,21 @@ def test_scores_are_products_with_the_decoded_rows(case: Case, extras: dict, run
         assert scores.shape == (*shape[:-1], table.num_embeddings) and scores.dtype == torch.float32
         bound = 4 * torch.finfo(torch.float32).eps * (hidden.double().abs() @ found.abs().T) + 1e-12
         assert ((scores - hidden.double() @ found.T).abs() <= bound).all()
+
+
+@every_runtime
+@pytest.mark.parametrize("count", [1, 2, 3, 31, 34, 67])
+def test_compiled_loops_reach_the_last_row(count: int, runtime: str) -> None:
+    if not rows.numba_works():
+        pytest.skip("numba is not installed")
+    values = (50 * torch.randn(count, 19)).to(RUNTIMES[runtime])
+    compiled = rows.DecodedRows(values, torch.rand(count) if runtime == "int8" else torch.ones(count), compiled=True)
+    plain = dataclasses.replace(compiled, compiled=False)
+    ids = torch.arange(count).flip(0)
+    assert torch.equal(compiled.look_up(ids, torch.float32), plain.look_up(ids, torch.float32))
+    for queries in (1, 4, 7):
+        hidden = torch.randn(queries, 19)
+        torch.testing.assert_close(compiled.scores(hidden), plain.scores(hidden), atol=1e-3, rtol=1e-5)
 
 
 @every_runtime
@@ -176,6 +192,8 @@ def test_rows_follow_the_table(case: Case, runtime: str) -> None:
     state = {name: value * 3 if value.is_floating_point() else value for name, value in table.state_dict().items()}
     table.load_state_dict(state)
     follows(table)
+    # What moving does, on a machine with one device.
+    follows(table._apply(torch.clone))
     follows(table.double())
     follows(table.float())
     for copied in (copy.deepcopy(table), pickle.loads(pickle.dumps(table))):
