@@ -42,6 +42,8 @@ def run(options: argparse.Namespace) -> Outcome:
     """Load, measure, report."""
     if options.seeds < 1:
         raise CompactConfigError(f"`--seeds` is {options.seeds}, but it must be at least 1.")
+    if options.runtime and options.train:
+        raise CompactConfigError("`--runtime` is of no use beside `--train`: models that are trained read their codes.")
     # Trainer writes its logs to stdout, which is the outcome's.
     with contextlib.redirect_stdout(sys.stderr):
         result = evaluate(
