@@ -17,6 +17,7 @@ from .compression import compress, decompress  # noqa: E402
 from .evaluation.report import Report, inspect  # noqa: E402
 from .evaluation.tasks import Evaluation, evaluate  # noqa: E402
 from .hub import HubError, TaskResult, push_to_hub  # noqa: E402
+from .kernels import materialize  # noqa: E402
 from .modeling import modeling_compact  # noqa: E402
 from .modeling.errors import (  # noqa: E402
     CheckpointError,
@@ -64,6 +65,7 @@ __all__ = [
     "decompress",
     "evaluate",
     "inspect",
+    "materialize",
     "methods",
     "plan",
     "push_to_hub",

@@ -8,6 +8,7 @@ import sys
 
 from ..checkpoints import load_compact, load_dense, load_tokenizer
 from ..evaluation.tasks import TASKS, evaluate
+from ..kernels import RUNTIMES, materialize
 from ..modeling.errors import CompactConfigError
 from ..settings import parse_setting
 from .outcome import Outcome
@@ -25,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings, with the seeds 0 to N-1")
     parser.add_argument("--max-length", type=int, help="of an input, in tokens")
     parser.add_argument(
+        "--runtime", choices=RUNTIMES, help="decode the compact tables into this type once, to be faster"
+    )
+    parser.add_argument(
         "--set",
         dest="settings",
         action="append",
@@ -38,10 +42,12 @@ def run(options: argparse.Namespace) -> Outcome:
     """Load, measure, report."""
     if options.seeds < 1:
         raise CompactConfigError(f"`--seeds` is {options.seeds}, but it must be at least 1.")
+    if options.runtime and options.train:
+        raise CompactConfigError("`--runtime` is of no use beside `--train`: models that are trained read their codes.")
     # Trainer writes its logs to stdout, which is the outcome's.
     with contextlib.redirect_stdout(sys.stderr):
         result = evaluate(
-            load_compact(options.model),
+            materialize(load_compact(options.model), options.runtime),
             task=options.task,
             tokenizer=load_tokenizer(options.model),
             data=options.data,

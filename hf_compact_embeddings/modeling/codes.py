@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 MAX_BITS = 24
-# Bounds the int32 copy of the codes while scoring: 2^20 codes are 4 MB.
-_CODES_PER_CHUNK = 1 << 20
+# Bounds the codes, and the decoded values, that are read at a time while scoring: 2 MB in 4 bytes each.
+_PER_CHUNK = 1 << 19
 # embedding_bag has a vectorised kernel from this many columns on; fewer queries are padded up to it.
 _MIN_QUERIES = 8
-# Bounds the rows that are decoded at a time while scoring: 2^20 float32 values are 4 MB.
-_VALUES_PER_CHUNK = 1 << 20
 
 
 def is_traced() -> bool:
@@ -65,12 +64,14 @@ def unpack_codes(packed: Tensor, num_codes: int, bits: int) -> Tensor:
 
 def draw_codes_(packed: Tensor, num_codes: int, bits: int, entries: int) -> None:
     """Fill packed rows (V, bytes) with codes drawn evenly from `entries` values, some rows at a time."""
-    for chunk in packed.split(max(1, _CODES_PER_CHUNK // num_codes)):
+    for chunk in packed.split(max(1, _PER_CHUNK // num_codes)):
         chunk.copy_(pack_codes(torch.randint(entries, (len(chunk), num_codes), device=packed.device), bits))
 
 
 def product_scores(tables: Tensor, codes: Tensor, bits: int) -> Tensor:
     """Sum, for every row, the scores that its codes select.
+
+    With one fused look-up-and-add per row; a loop over the codebooks would be memory bound.
 
     Args:
         tables: scores of each codebook entry for each query (f, n, N), float32.
@@ -84,17 +85,19 @@ def product_scores(tables: Tensor, codes: Tensor, bits: int) -> Tensor:
     padding = max(0, _MIN_QUERIES - queries)
     flat = F.pad(tables, (0, padding)).reshape(num_tables * entries, queries + padding)
     first_entry = torch.arange(num_tables, device=codes.device, dtype=torch.int32) * entries
-    rows = max(1, _CODES_PER_CHUNK // num_tables)
-    scores = []
-    for chunk in codes.split(rows):
-        index = unpack_codes(chunk, num_tables, bits).to(torch.int32) + first_entry
-        # One fused look-up-and-add per row; a loop over the codebooks would be memory bound.
-        scores.append(F.embedding_bag(index, flat, mode="sum"))
-    return torch.cat(scores).T[:queries]
+
+    def score(start: int, stop: int) -> Tensor:
+        index = unpack_codes(codes[start:stop], num_tables, bits).to(torch.int32) + first_entry
+        return F.embedding_bag(index, flat, mode="sum")
+
+    scores = flat.new_empty(len(codes), flat.shape[1])
+    return joined(score, scores, num_tables, 0).T[:queries]
 
 
 def decoded_scores(hidden: Tensor, rows: int, decode: Callable[[int, int], Tensor]) -> Tensor:
     """Return hidden · Eᵀ (N, rows), float32, for queries (N, k) and rows (·, k) that are decoded chunk by chunk.
+
+    With gradients they are decoded again for the backward pass: kept, the chunks would add up to the whole table.
 
     Args:
         hidden: queries (N, k), float32.
@@ -105,13 +108,26 @@ def decoded_scores(hidden: Tensor, rows: int, decode: Callable[[int, int], Tenso
     def score(start: int, stop: int) -> Tensor:
         return hidden @ decode(start, stop).to(hidden.dtype).T
 
-    step = max(1, _VALUES_PER_CHUNK // hidden.shape[-1])
-    scores = []
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        if torch.is_grad_enabled():
-            # Kept for the backward pass, the decoded chunks would add up to the whole table.
-            scores.append(checkpoint(score, start, stop, use_reentrant=False))
-        else:
-            scores.append(score(start, stop))
-    return torch.cat(scores, dim=-1)
+    again = partial(checkpoint, score, use_reentrant=False)
+    return joined(again if torch.is_grad_enabled() else score, hidden.new_empty(len(hidden), rows), hidden.shape[-1])
+
+
+def joined(score: Callable[[int, int], Tensor], result: Tensor, width: int, dim: int = -1) -> Tensor:
+    """Return the scores of all rows, from those of some rows at a time.
+
+    Without gradients they are written into one `result` that was made beforehand: parts that are kept would lie between
+    what was decoded for them and is freed, and memory would have holes for as much as the dense table takes.
+
+    Args:
+        score: gives the scores of the rows from a start up to a stop.
+        result: as the scores of all rows are, without values.
+        width: codes or values of a row, which bound how many rows are read at a time.
+        dim: along which rows lie.
+    """
+    rows, step = result.shape[dim], max(1, _PER_CHUNK // width)
+    parts = (score(start, min(start + step, rows)) for start in range(0, rows, step))
+    if torch.is_grad_enabled() or is_traced():
+        return torch.cat(list(parts), dim)
+    for place, part in zip(result.split(step, dim), parts, strict=True):
+        place.copy_(part)
+    return result

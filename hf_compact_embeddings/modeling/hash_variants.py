@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .codes import decoded_scores
+from .codes import decoded_scores, joined
 from .hashing import SIGNATURE_BITS
 
 # Of the truncated normal distribution that everything starts from.
@@ -17,7 +17,6 @@ INITIAL_STD = 0.02
 CHUNK_BITS = 10
 CHUNKS = math.ceil(SIGNATURE_BITS / CHUNK_BITS)
 CHUNK_ENTRIES = 1 << CHUNK_BITS
-_ROWS_PER_CHUNK = 4096
 
 BitsBetween = Callable[[int, int], Tensor]
 
@@ -201,11 +200,12 @@ def _centred(values: Tensor) -> Tensor:
 
 def _selected_scores(tables: Tensor, rows: int, entries_between: BitsBetween) -> Tensor:
     """Add the scores in `tables` (k, N, entries) up that the entries (·, k) of each row select: (N, rows)."""
-    scores = []
-    for start in range(0, rows, _ROWS_PER_CHUNK):
-        entries = entries_between(start, min(start + _ROWS_PER_CHUNK, rows))
+
+    def score(start: int, stop: int) -> Tensor:
+        entries = entries_between(start, stop)
         total = tables[0].index_select(-1, entries[:, 0])
         for table, chosen in zip(tables[1:], entries.T[1:], strict=True):
             total = total + table.index_select(-1, chosen)
-        scores.append(total)
-    return torch.cat(scores, dim=-1)
+        return total
+
+    return joined(score, tables.new_empty(tables.shape[1], rows), SIGNATURE_BITS)

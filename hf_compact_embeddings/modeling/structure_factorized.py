@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .codes import draw_codes_
+from .codes import draw_codes_, joined
 from .errors import CompactConfigError, config_error
 from .options import StructureConfig, StructureLayout, choice, flag, integer, number
 from .structure import CompactEmbedding, register_structure
@@ -33,7 +33,6 @@ from .structure import CompactEmbedding, register_structure
 _INITIAL_RANGE = 0.02
 INT8_ZERO = 128
 _DEFAULT_RATIO = 10.0
-_ROWS_PER_CHUNK = 8192
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,17 +213,18 @@ class FactorizedEmbedding(CompactEmbedding):
         queries = hidden @ self.decoder.float().T
         offset = hidden @ self.bias.float().unsqueeze(-1)
         hidden_queries = None if self.hidden_decoder is None else hidden @ self.hidden_decoder.float().T
-        scores = []
-        for start in range(0, self.layout.coded_rows, _ROWS_PER_CHUNK):
-            rows = slice(start, start + _ROWS_PER_CHUNK)
+
+        def score(start: int, stop: int) -> Tensor:
+            rows = slice(start, stop)
             codes = self._codes_of(rows).float()
             chunk = queries @ codes.T + offset
             if hidden_queries is not None:
                 chunk = chunk + hidden_queries @ self._activation(codes).T
             if self.row_scales is not None:
                 chunk = chunk * self.row_scales[rows].float()
-            scores.append(chunk * codes.any(-1))
-        return torch.cat(scores, dim=-1)
+            return chunk * codes.any(-1)
+
+        return joined(score, queries.new_empty(len(queries), self.layout.coded_rows), self.layout.rank)
 
     def stored_dtype(self, name: str) -> torch.dtype:
         """Scales of rows are float16 whatever else is stored."""

@@ -55,6 +55,31 @@ result["scratch"] = peak() - start
 print(json.dumps(result))
 """
 
+ONE_QUERY = """
+import json, re, sys
+import torch
+import hf_compact_embeddings as hce
+from hf_compact_embeddings.modeling.architectures import read_stored_tables
+from hf_compact_embeddings.modeling.structure import structure_class_of
+
+torch.set_num_threads(1)
+
+def memory(what):
+    return int(re.search(what + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1e3
+
+rows, width = int(sys.argv[2]), int(sys.argv[3])
+((options, _),) = read_stored_tables({"table": json.loads(sys.argv[1])}).values()
+structure_class = structure_class_of(options.method)
+structure = structure_class(options, structure_class.random_layout(options, rows, width), rows, width)
+structure.reset_parameters()
+# The peak is counted anew from here on.
+open("/proc/self/clear_refs", "w").write("5")
+start = memory("VmRSS")
+with torch.no_grad():
+    scores = structure.project(torch.ones(1, width))
+print(json.dumps({"shape": list(scores.shape), "megabytes": memory("VmHWM") - start}))
+"""
+
 
 def large_config(method_options: dict, rows: int = ROWS, width: int = WIDTH) -> transformers.PreTrainedConfig:
     return hce.CompactGemma3TextConfig(
@@ -87,6 +112,17 @@ def test_a_table_of_gemmas_size(tmp_path: Path) -> None:
     assert measured["decode"] < DENSE_MEGABYTES / 4, report
     assert measured["save"] < DENSE_MEGABYTES / 4, report
     assert measured["scratch"] < DENSE_MEGABYTES / 2, report
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from /proc")
+@for_each_method("project")
+def test_scoring_one_query_takes_little_memory(case: Case, tmp_path: Path) -> None:
+    """No tensor is as large as the table; what is freed between tensors that are kept must not add up to it either."""
+    rows, width = ROWS // 2, WIDTH
+    options = json.dumps(case.config(init="random").to_dict())
+    measured = last_json(run_python(ONE_QUERY, options, rows, width, home=tmp_path))
+    assert measured["shape"] == [1, rows]
+    assert 0 < measured["megabytes"] < 64, f"the dense table takes {DENSE_MEGABYTES / 2:.0f} MB"
 
 
 @for_each_method("project")

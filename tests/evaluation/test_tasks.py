@@ -210,12 +210,17 @@ def test_the_verbs(folders: Path, capsys: pytest.CaptureFixture) -> None:
     assert noted["steps"] == 2 and noted["losses"] == {"states": 2.0}
     words = ["--against", folders / "teacher", "--task", "perplexity", "--data", folders / "texts.txt"]
     assert main(["evaluate", str(folders / "out"), *map(str, words), "--json"]) == 0
-    assert "perplexity" in json.loads(capsys.readouterr().out)["metrics"]
+    from_codes = json.loads(capsys.readouterr().out)["metrics"]["perplexity"]["compact"]["mean"]
+    assert main(["evaluate", str(folders / "out"), *map(str, words), "--json", "--runtime", "int8"]) == 0
+    from_rows = json.loads(capsys.readouterr().out)["metrics"]["perplexity"]["compact"]["mean"]
+    assert from_rows != from_codes and from_rows == pytest.approx(from_codes, rel=0.1)
     words = ["--task", "glue/mrpc", "--data", folders / "test.jsonl", "--train", folders / "test.jsonl", "--seeds", 2]
     words += ["--set", "max_steps=1", "--set", "use_cpu=true"]
     assert main(["evaluate", str(folders / "out"), *map(str, words)]) == 0
     assert "trained with 2 seed(s)" in capsys.readouterr().out
     assert main(["evaluate", str(folders / "out"), "--task", "nothing"]) == 2
+    assert main(["evaluate", str(folders / "out"), *map(str, words), "--runtime", "int8"]) == 2
+    assert "`--runtime` is of no use beside `--train`" in capsys.readouterr().err
     assert main(["calibrate", str(folders / "compact"), "--texts", "no.txt", "--output", str(folders / "new")]) == 2
     assert "hf-compact calibrate: " in capsys.readouterr().err
 

@@ -103,7 +103,7 @@ def test_scores_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPatch) -> 
     packed = pack_codes(random_codes((101, 3), 20, 0), 5)
     whole = product_scores(scores, packed, 5)
     for size in (1, 3, 30, 300):
-        monkeypatch.setattr(codes, "_CODES_PER_CHUNK", size)
+        monkeypatch.setattr(codes, "_PER_CHUNK", size)
         assert torch.equal(product_scores(scores, packed, 5), whole)
 
 
