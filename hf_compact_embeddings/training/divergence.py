@@ -1,0 +1,158 @@
+"""How far predictions are from a teacher's, over the whole vocabulary, without ever holding the scores of all tokens.
+
+The scores (n, V) of n predicted tokens, of student and teacher, and their gradient, would take more memory than all else.
+So some rows of both tables are scored at a time, twice: first for the sums over the vocabulary, then, with gradients,
+for the slopes of the scores, which are p - q and go through the rows of the tile to what these are made of. Rows are
+decoded twice a step, for however many tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..modeling.tied import TiedHead
+
+# Of each model, at a time: 2^23 float32 values are 32 MB.
+_SCORES_PER_TILE, _VALUES_PER_TILE = 1 << 23, 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictor:
+    """What predicts tokens: an output layer, dense or tied to a compact table, and what enters it.
+
+    Attributes:
+        states: of n predicted tokens (n, D).
+        layer: that scores all rows by them.
+    """
+
+    states: Tensor
+    layer: Any
+
+    @property
+    def num_rows(self) -> int:
+        """V, the tokens that are scored."""
+        return self.layer.weight.shape[0]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return what the scores are made of beside the states, as far as it trains."""
+        modules = [self.layer, self.layer.table] if isinstance(self.layer, TiedHead) else [self.layer]
+        return [each for module in modules for each in module.parameters() if each.requires_grad]
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return rows (m, D), float32."""
+        if isinstance(self.layer, TiedHead):
+            ids = torch.arange(start, stop, device=self.states.device)
+            return self.layer.table(ids, scale=1.0).float()
+        return self.layer.weight[start:stop].float()
+
+    def bias(self, start: int, stop: int) -> Tensor | None:
+        """Return what is added to the scores of rows (m,), if there is such a thing."""
+        return None if self.layer.bias is None else self.layer.bias[start:stop].float()
+
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        """Yield where tiles start and stop."""
+        count, width = self.states.shape
+        step = max(1, min(_SCORES_PER_TILE // max(1, count), _VALUES_PER_TILE // width))
+        for start in range(0, self.num_rows, step):
+            yield start, min(start + step, self.num_rows)
+
+
+def can_predict_in_tiles(layer: nn.Module | None) -> bool:
+    """Tell whether an output layer is one whose rows can be scored some at a time."""
+    return isinstance(layer, TiedHead) or type(layer) is nn.Linear
+
+
+def divergence(student: Predictor, teacher: Predictor) -> Tensor:
+    """Return the mean Kullback-Leibler divergence from the teacher's distributions to the student's."""
+    wanted = torch.is_grad_enabled()
+    with torch.autocast(student.states.device.type, enabled=False):
+        return _Divergence.apply(student, teacher, wanted, student.states, *student.parameters())
+
+
+class _Divergence(torch.autograd.Function):
+    """The divergence, with gradients that are found on the way."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Predictor, teacher: Predictor, wanted: bool, *inputs: Tensor) -> Tensor:
+        """Go over all rows: once for the sums, and where gradients are wanted once more."""
+        result, sums = _sums(student, teacher)
+        if wanted:
+            ctx.save_for_backward(*_gradients(student, teacher, sums, inputs, ctx.needs_input_grad[3]))
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        """Scale what `forward` found."""
+        return None, None, None, *(gradient * slopes[0].to(gradient) for gradient in ctx.saved_tensors)
+
+
+def _sums(student: Predictor, teacher: Predictor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return the mean divergence, and the logarithms (n,) of what the scores' exponentials add up to, of both models."""
+    own, goal = student.states.float(), teacher.states.float()
+    own_sum, goal_sum, apart = _LogSum(own), _LogSum(goal), own.new_zeros(len(own))
+    for start, stop in student.tiles():
+        scores, goals = _scores(student, own, start, stop)[0], _scores(teacher, goal, start, stop)[0]
+        differences = goals - scores
+        own_sum.add(scores)
+        shrunk, weights = goal_sum.add(goals)
+        apart = apart * shrunk + torch.linalg.vecdot(weights, differences)
+    found = own_sum.value(), goal_sum.value()
+    # Of a batch without predicted tokens the mean is 0, not NaN.
+    total = (apart / goal_sum.total + found[0] - found[1]).sum()
+    return total / max(1, len(own)), found
+
+
+def _gradients(
+    student: Predictor, teacher: Predictor, sums: tuple[Tensor, Tensor], inputs: tuple[Tensor, ...], of_states: bool
+) -> list[Tensor]:
+    """Return the gradients of the mean divergence for the states, and for what the student's rows are made of."""
+    own, goal = student.states.float(), teacher.states.float()
+    found = [torch.zeros_like(each, dtype=torch.float32) for each in inputs]
+    for start, stop in student.tiles():
+        with torch.enable_grad():
+            scores, rows, bias = _scores(student, own, start, stop)
+        given = _scores(teacher, goal, start, stop)[0].sub_(sums[1][:, None]).exp_()
+        slopes = scores.detach().sub_(sums[0][:, None]).exp_().sub_(given).div_(max(1, len(own)))
+        if of_states:
+            found[0].addmm_(slopes, rows.detach())
+        made = [(rows, slopes.T @ own), *([] if bias is None else [(bias, slopes.sum(0))])]
+        made = [(output, slope) for output, slope in made if output.requires_grad]
+        if made and len(inputs) > 1:
+            outputs, above = zip(*made, strict=True)
+            parts = torch.autograd.grad(outputs, inputs[1:], above, allow_unused=True)
+            for total, part in zip(found[1:], parts, strict=True):
+                if part is not None:
+                    total += part
+    return [each.to(value.dtype) for each, value in zip(found, inputs, strict=True)]
+
+
+def _scores(predictor: Predictor, states: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the scores (n, m) of some rows, without gradients; the rows; and their bias."""
+    rows, bias = predictor.rows(start, stop), predictor.bias(start, stop)
+    with torch.no_grad():
+        return (states @ rows.T if bias is None else torch.addmm(bias, states, rows.T)), rows, bias
+
+
+class _LogSum:
+    """The logarithm of a sum of exponentials over columns that come bit by bit."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.most = like.new_full((len(like),), -torch.inf)
+        self.total = like.new_zeros(len(like))
+
+    def add(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Add columns (n, m), which are overwritten; return what earlier terms shrink by (n,), and the new terms."""
+        most = torch.maximum(self.most, scores.amax(1))
+        shrunk = (self.most - most).exp()
+        terms = scores.sub_(most[:, None]).exp_()
+        self.most, self.total = most, self.total * shrunk + terms.sum(1)
+        return shrunk, terms
+
+    def value(self) -> Tensor:
+        """Return the logarithms (n,)."""
+        return self.most + self.total.log()
