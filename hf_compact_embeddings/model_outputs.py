@@ -1,4 +1,4 @@
-"""What models give: which tokens a head predicts, scores at some positions or what they are made of, sentence vectors."""
+"""What models give: which tokens a head predicts, scores at some positions or what makes them, and sentence vectors."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def scored_at(model: PreTrainedModel, positions: Tensor | None) -> Iterator[None
 
 @contextlib.contextmanager
 def unscored_at(model: PreTrainedModel, positions: Tensor) -> Iterator[list[Tensor]]:
-    """Collect what enters a model's output layer at the marked positions (B, T): states (n, D), which it does not score.
+    """Collect what enters an output layer at the marked positions (B, T): states (n, D), which it does not score.
 
     Its `logits` are zeros for one token.
     """

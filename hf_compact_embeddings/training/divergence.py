@@ -1,9 +1,9 @@
 """How far predictions are from a teacher's, over the whole vocabulary, without ever holding the scores of all tokens.
 
-The scores (n, V) of n predicted tokens, of student and teacher, and their gradient, would take more memory than all else.
-So some rows of both tables are scored at a time, twice: first for the sums over the vocabulary, then, with gradients,
-for the slopes of the scores, which are p - q and go through the rows of the tile to what these are made of. Rows are
-decoded twice a step, for however many tokens.
+The scores (n, V) of n predicted tokens, of student and teacher, and their gradient, would take more memory than
+anything else. So some rows of both tables are scored at a time, twice: first for the sums over the vocabulary, then,
+with gradients, for the slopes of the scores, which are p - q and go through the rows of the tile to what these are made
+of. Rows are decoded twice a step, for however many tokens.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class _Divergence(torch.autograd.Function):
 
 
 def _sums(student: Predictor, teacher: Predictor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Return the mean divergence, and the logarithms (n,) of what the scores' exponentials add up to, of both models."""
+    """Return the mean divergence, and of both models the logarithms (n,) of the sums of the scores' exponentials."""
     own, goal = student.states.float(), teacher.states.float()
     own_sum, goal_sum, apart = _LogSum(own), _LogSum(goal), own.new_zeros(len(own))
     for start, stop in student.tiles():

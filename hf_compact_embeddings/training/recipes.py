@@ -22,6 +22,7 @@ class Recipe:
         learning_rate: of the layers.
         table_learning_rate: of the table.
         most_passes: over the texts.
+        trains: as `calibrate` takes it.
     """
 
     losses: Mapping[str, float]
@@ -30,6 +31,12 @@ class Recipe:
     learning_rate: float
     table_learning_rate: float
     most_passes: int = 12
+    trains: str = "all"
+
+    @property
+    def judged_by(self) -> Mapping[str, float]:
+        """The losses that decide how far to go: of a language model how far its predictions are off, alone."""
+        return {"logits": 1.0} if "logits" in self.losses else self.losses
 
 
 # Up to this many times smaller than in float32, the learning rates of layers and table: those of

@@ -75,7 +75,10 @@ def test_a_step_of_calibration_keeps_no_scores_of_all_tokens(case: Case, monkeyp
     options = case.config(init="random").to_dict()
     student = hce.CompactLlamaForCausalLM(hce.CompactLlamaConfig(**shape, compact_embeddings=options))
     ids = torch.randint(5, ROWS, (4, 32), generator=torch.Generator().manual_seed(0))
-    batch, positions = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.ones_like(ids, dtype=torch.bool)
+    batch, positions = (
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        torch.ones_like(ids, dtype=torch.bool),
+    )
     largest = {}
     for whole_scores in (True, False):
         with torch.no_grad():
