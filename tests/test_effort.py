@@ -141,9 +141,12 @@ def test_best_calibrates_every_kind_of_model(architecture: str, head: str | None
     compact = best(dense, tokenizer=tokenizer, **SMALL)
     noted = calibration_of(compact)
     assert noted["share"] > 0 and noted["held_out_loss"]["now"] < noted["held_out_loss"]["fit"]
-    assert noted["losses"].keys() == set(choose_losses(compact, True, None)) - {"states"} | (
-        {"states"} if "logits" in noted["losses"] else {"all_states"}
+    causal = architecture == "llama" and head is None
+    usual = set(choose_losses(compact, True, None))
+    assert noted["losses"].keys() == (
+        {"logits"} if causal else usual if "logits" in usual else usual - {"states"} | {"all_states"}
     )
+    assert noted["trains"] == ("tables+norms" if causal else "all")
     assert tokenizer.pad_token is None or head != "LlamaModel", "the tokenizer is as it was"
 
 

@@ -70,12 +70,12 @@ def main() -> None:
     effort = {} if options.minutes is None else {"effort": "best", "minutes": options.minutes, "verbose": True}
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     dense = _load(options.model)
-    held_out = list(_first_tokens(options.held_out, tokenizer, options.tokens))
+    held_out = list(first_tokens(options.held_out, tokenizer, options.tokens))
     results: list[dict[str, Any]] = []
 
     def add(name: str, model: PreTrainedModel, ratio: float, seconds: float, **more: Any) -> None:
         found = predictions([dense, model], tokenizer, held_out)
-        results.append({"name": name, "ratio": round(ratio, 2), "seconds": round(seconds, 1), **_row(found), **more})
+        results.append({"name": name, "ratio": round(ratio, 2), "seconds": round(seconds, 1), **row_of(found), **more})
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
         if options.output:
             write(options.output, results, held_out=Path(options.held_out).name, tokens=found.tokens)
@@ -103,7 +103,7 @@ def _load(source: str) -> PreTrainedModel:
     return auto_class.from_pretrained(source, dtype=torch.float32).eval()
 
 
-def _first_tokens(path: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
+def first_tokens(path: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
     """Yield the lines of a file until they have so many tokens."""
     # One piece more than asked for: what does not fill a piece is dropped.
     left = tokens + 512
@@ -115,7 +115,8 @@ def _first_tokens(path: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]
             return
 
 
-def _row(found: Predictions) -> dict[str, Any]:
+def row_of(found: Predictions) -> dict[str, Any]:
+    """Return what a record says of predictions."""
     dense, compact = found.perplexities
     known = {name: value for name, value in dataclasses.asdict(found).items() if value is not None}
     return {"over_dense": compact / dense, **known}
