@@ -9,7 +9,7 @@ of. Rows are decoded twice a step, for however many tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -74,21 +74,72 @@ def divergence(student: Predictor, teacher: Predictor) -> Tensor:
         return _Divergence.apply(student, teacher, wanted, student.states, *student.parameters())
 
 
+def log_probabilities(student: Predictor, ids: Tensor) -> Tensor:
+    """Return the log-probabilities (n, k) that some tokens (n, k) have at each predicted position."""
+    with torch.autocast(student.states.device.type, enabled=False):
+        return _LogProbabilities.apply(student, ids, student.states, *student.parameters())
+
+
 class _Divergence(torch.autograd.Function):
-    """The divergence, with gradients that are found on the way."""
+    """The divergence, with gradients that are found on the way: the teacher's scores are not made a third time."""
 
     @staticmethod
     def forward(ctx: Any, student: Predictor, teacher: Predictor, wanted: bool, *inputs: Tensor) -> Tensor:
         """Go over all rows: once for the sums, and where gradients are wanted once more."""
-        result, sums = _sums(student, teacher)
+        result, (own_sum, goal_sum) = _sums(student, teacher)
+        goal = teacher.states.float()
+
+        def slopes(scores: Tensor, start: int, stop: int) -> Tensor:
+            given = _scores(teacher, goal, start, stop)[0].sub_(goal_sum[:, None]).exp_()
+            return scores.sub_(own_sum[:, None]).exp_().sub_(given).div_(max(1, len(scores)))
+
         if wanted:
-            ctx.save_for_backward(*_gradients(student, teacher, sums, inputs, ctx.needs_input_grad[3]))
+            ctx.save_for_backward(*_gradients(student, inputs, ctx.needs_input_grad[3], slopes))
         return result
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
         """Scale what `forward` found."""
-        return None, None, None, *(gradient * slopes[0].to(gradient) for gradient in ctx.saved_tensors)
+        return None, None, None, *(gradient * above[0].to(gradient) for gradient in ctx.saved_tensors)
+
+
+class _LogProbabilities(torch.autograd.Function):
+    """Log-probabilities of a few tokens: their scores, less what all of them add up to."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Predictor, ids: Tensor, *inputs: Tensor) -> Tensor:
+        """Go over all rows for the sums."""
+        own = student.states.float()
+        own_sum, found = _LogSum(own), own.new_zeros(ids.shape)
+        for start, stop in student.tiles():
+            scores = _scores(student, own, start, stop)[0]
+            inside, local = _in_tile(ids, start, stop)
+            found = torch.where(inside, scores.gather(1, local), found)
+            own_sum.add(scores)
+        total = own_sum.value()
+        ctx.student = student
+        ctx.save_for_backward(ids, total, *inputs)
+        return found - total[:, None]
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        """Go over all rows again."""
+        ids, total, *inputs = ctx.saved_tensors
+
+        def slopes(scores: Tensor, start: int, stop: int) -> Tensor:
+            inside, local = _in_tile(ids, start, stop)
+            probabilities = scores.sub_(total[:, None]).exp_()
+            result = probabilities.mul_(-above[0].sum(1, keepdim=True))
+            return result.scatter_add_(1, local, above[0].where(inside, 0.0))
+
+        with torch.no_grad(), torch.autocast(total.device.type, enabled=False):
+            return None, None, *_gradients(ctx.student, tuple(inputs), ctx.needs_input_grad[2], slopes)
+
+
+def _in_tile(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    """Return which ids (n, k) are rows of a tile, and their columns there; of others any."""
+    inside = (ids >= start) & (ids < stop)
+    return inside, (ids - start).clamp(0, stop - start - 1)
 
 
 def _sums(student: Predictor, teacher: Predictor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -108,16 +159,22 @@ def _sums(student: Predictor, teacher: Predictor) -> tuple[Tensor, tuple[Tensor,
 
 
 def _gradients(
-    student: Predictor, teacher: Predictor, sums: tuple[Tensor, Tensor], inputs: tuple[Tensor, ...], of_states: bool
+    student: Predictor, inputs: tuple[Tensor, ...], of_states: bool, slopes_of: Callable[[Tensor, int, int], Tensor]
 ) -> list[Tensor]:
-    """Return the gradients of the mean divergence for the states, and for what the student's rows are made of."""
-    own, goal = student.states.float(), teacher.states.float()
+    """Return the gradients for the states, and for what the rows are made of.
+
+    Args:
+        student: whose rows are scored.
+        inputs: its states, and what the rows are made of.
+        of_states: whether the states have a gradient.
+        slopes_of: gives the gradient for the scores (n, m) of a tile, which it may overwrite, from where to where.
+    """
+    own = student.states.detach().float()
     found = [torch.zeros_like(each, dtype=torch.float32) for each in inputs]
     for start, stop in student.tiles():
         with torch.enable_grad():
             scores, rows, bias = _scores(student, own, start, stop)
-        given = _scores(teacher, goal, start, stop)[0].sub_(sums[1][:, None]).exp_()
-        slopes = scores.detach().sub_(sums[0][:, None]).exp_().sub_(given).div_(max(1, len(own)))
+        slopes = slopes_of(scores, start, stop)
         if of_states:
             found[0].addmm_(slopes, rows.detach())
         made = [(rows, slopes.T @ own), *([] if bias is None else [(bias, slopes.sum(0))])]

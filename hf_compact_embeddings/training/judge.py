@@ -70,7 +70,7 @@ class Judge:
         mask = fields["attention_mask"]
         try:
             if self._whole_scores is None:
-                self._whole_scores = shown is None or need_whole_scores(self.losses, model, self.teacher, fields)
+                self._whole_scores = shown is None or need_whole_scores(model, self.teacher, fields)
             target = self._target(number, fields, shown, self._whole_scores)
             student = run(model, model, fields, shown, self._whole_scores)
         except CompactEmbeddingsError:

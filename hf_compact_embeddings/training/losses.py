@@ -20,7 +20,7 @@ from ..model_outputs import (
     unscored_at,
 )
 from ..modeling.errors import CompactConfigError
-from .divergence import Predictor, can_predict_in_tiles, divergence
+from .divergence import Predictor, can_predict_in_tiles, divergence, log_probabilities
 
 # What each loss asks of the teacher; "labels" asks the text alone.
 LOSSES = ("states", "all_states", "sentence", "relations", "logits", "labels")
@@ -113,23 +113,18 @@ def predicts(losses: Mapping[str, float]) -> bool:
     return bool(_NEED_PLACES & set(losses))
 
 
-def need_whole_scores(
-    losses: Mapping[str, float], student: PreTrainedModel, teacher: PreTrainedModel | None, inputs: Mapping[str, Tensor]
-) -> bool:
-    """Tell whether the scores (n, V) of all predicted tokens must be held: a divergence needs some rows at a time.
+def need_whole_scores(student: PreTrainedModel, teacher: PreTrainedModel | None, inputs: Mapping[str, Tensor]) -> bool:
+    """Tell whether the scores (n, V) of all predicted tokens must be held: losses can take some rows at a time.
 
     Args:
-        losses: weights by name.
         student: the model that trains.
         teacher: the original, if it is asked.
         inputs: of their `forward`, to try them with.
     """
-    if "logits" not in losses or "labels" in losses or teacher is None:
-        return True
-    models = (student, teacher)
     return not all(
         can_predict_in_tiles(model.get_output_embeddings()) and gives_scores_as_they_are(model, inputs)
-        for model in models
+        for model in (student, teacher)
+        if model is not None
     )
 
 
@@ -198,11 +193,11 @@ def total_loss(
             parts["sentence"] = sentence_loss(pooled, target.sentence)
         if "relations" in losses:
             parts["relations"] = relations_loss(pooled, target.sentence)
-    if "logits" in losses and student.predictor is not None and target.predictor is not None:
-        parts["logits"] = divergence(student.predictor, target.predictor)
-    elif "logits" in losses and student.logits is not None:
-        parts["logits"] = logits_loss(student.logits, target)
-    if "labels" in losses and student.logits is not None and labels is not None:
+    if "logits" in losses and (student.logits is not None or student.predictor is not None):
+        parts["logits"] = logits_loss(student, target)
+    if "labels" in losses and labels is not None and student.predictor is not None:
+        parts["labels"] = -log_probabilities(student.predictor, labels.unsqueeze(-1)).mean()
+    elif "labels" in losses and labels is not None and student.logits is not None:
         parts["labels"] = F.cross_entropy(student.logits.float(), labels)
     missing = sorted(set(losses) - set(parts))
     if missing:
@@ -232,17 +227,22 @@ def relations_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (cosines[0][first, second] - goal).square().mean() / goal.var(correction=0).clamp(min=_LEAST_SPREAD)
 
 
-def logits_loss(student: Tensor, target: Target) -> Tensor:
-    """Return the mean Kullback-Leibler divergence from the teacher's distributions to scores (n, V)."""
-    scores = student.float().log_softmax(-1)
-    if target.logits is not None:
+def logits_loss(student: Outputs, target: Target) -> Tensor:
+    """Return the mean Kullback-Leibler divergence from the teacher's distributions to a student's."""
+    if student.predictor is not None and target.predictor is not None:
+        return divergence(student.predictor, target.predictor)
+    if student.logits is not None and target.logits is not None:
+        scores = student.logits.float().log_softmax(-1)
         return F.kl_div(scores, target.logits.float().log_softmax(-1), reduction="batchmean", log_target=True)
     if target.best_ids is None or target.best_scores is None:
         raise CompactConfigError("The teacher's outputs hold nothing for the losses logits.")
     # All tokens beyond the best ones count as one: a lower bound of the divergence, and zero where it is zero.
-    goal = target.best_scores.float()
-    found = scores.gather(-1, target.best_ids)
-    goal, found = _with_rest(goal), _with_rest(found)
+    if student.predictor is not None:
+        found = log_probabilities(student.predictor, target.best_ids)
+    else:
+        assert student.logits is not None
+        found = student.logits.float().log_softmax(-1).gather(-1, target.best_ids)
+    goal, found = _with_rest(target.best_scores.float()), _with_rest(found)
     return (goal.exp() * (goal - found)).sum(-1).mean()
 
 

@@ -98,7 +98,7 @@ class CalibrationTrainer(MeanLossTrainer):
         fields, positions, labels, target = split_batch(inputs)
         mask = fields["attention_mask"]
         shown = positions if predicts(self.losses) else None
-        whole_scores = target is not None or shown is None or self._need_whole_scores(owner, fields)
+        whole_scores = shown is None or self._need_whole_scores(owner, fields)
         student = run(model, owner, fields, shown, whole_scores)
         if target is None:
             target = self._ask_teacher(fields, mask, shown, whole_scores)
@@ -113,7 +113,7 @@ class CalibrationTrainer(MeanLossTrainer):
         """Tell whether all scores must be held; it is found out once."""
         if self._whole_scores is None:
             # Outside of its modules' calls a sharded model has no rows.
-            self._whole_scores = self.is_fsdp_enabled or need_whole_scores(self.losses, owner, self.teacher, fields)
+            self._whole_scores = self.is_fsdp_enabled or need_whole_scores(owner, self.teacher, fields)
         return self._whole_scores
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The divergence by tiles is the one over all scores, with the same gradients."""
+"""Losses by tiles are those over all scores, with the same gradients."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from hf_compact_embeddings.training import divergence as tiles
-from hf_compact_embeddings.training.losses import need_whole_scores, run, target_of, total_loss
+from hf_compact_embeddings.training.losses import Target, need_whole_scores, run, target_of, total_loss
 
 from ..cases import Case, compress_tiny, first_cases, for_each_method
 from ..tiny_models import tiny_inputs, tiny_model
 
-LOSSES = {"logits": 1.0}
 CASE = first_cases("project", "dense")[0]
 
 
@@ -29,18 +28,26 @@ def models_apart(architecture: str, case: Case) -> tuple:
     return teacher, compact
 
 
-def loss_and_gradients(teacher, compact, whole_scores: bool) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    teacher, compact, whole_scores: bool, loss: str = "logits"
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """Return a loss, "logits", "best" (to the best tokens alone, as a cache has them) or "labels", and its gradients."""
     inputs = tiny_inputs(teacher)
     mask = inputs["attention_mask"]
     positions = mask.bool() & (torch.arange(mask.shape[1]) < mask.shape[1] - 1)
-    target = target_of(run(teacher, teacher, inputs, positions, whole_scores), mask, LOSSES)
+    losses = {"labels" if loss == "labels" else "logits": 1.0}
+    target = target_of(run(teacher, teacher, inputs, positions, whole_scores), mask, losses)
+    if loss == "best":
+        with torch.no_grad():
+            best = run(teacher, teacher, inputs, positions).logits.log_softmax(-1).topk(9)
+        target = Target(best_ids=best.indices, best_scores=best.values)
     student = run(compact, compact, inputs, positions, whole_scores)
     assert (student.logits is None) != whole_scores
-    loss, _ = total_loss(student, target, mask, None, LOSSES)
+    found, _ = total_loss(student, target, mask, inputs["input_ids"].roll(-1, 1)[positions], losses)
     compact.zero_grad()
-    loss.backward()
+    found.backward()
     gradients = {name: value.grad.clone() for name, value in compact.named_parameters() if value.grad is not None}
-    return float(loss.detach()), gradients
+    return float(found.detach()), gradients
 
 
 def assert_the_same(one, other) -> None:
@@ -52,22 +59,24 @@ def assert_the_same(one, other) -> None:
         torch.testing.assert_close(value, other[1][name], atol=1e-5 * largest, rtol=1e-3, msg=name)
 
 
+@pytest.mark.parametrize("loss", ["logits", "best", "labels"])
 @for_each_method("project")
-def test_each_method(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_method(case: Case, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "_SCORES_PER_TILE", 300)
     teacher, compact = models_apart("llama", case)
-    whole = loss_and_gradients(teacher, copy.deepcopy(compact), True)
+    whole = loss_and_gradients(teacher, copy.deepcopy(compact), True, loss)
     assert whole[0] > 1e-4
-    assert_the_same(loss_and_gradients(teacher, compact, False), whole)
+    assert_the_same(loss_and_gradients(teacher, compact, False, loss), whole)
 
 
+@pytest.mark.parametrize("loss", ["logits", "labels"])
 @pytest.mark.parametrize("architecture", ["bert", "gpt2", "gemma3_text", "electra"])
-def test_heads_with_a_bias_and_scaled_tables(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_with_a_bias_and_scaled_tables(architecture: str, loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "_SCORES_PER_TILE", 300)
     teacher, compact = models_apart(architecture, CASE)
-    assert not need_whole_scores(LOSSES, compact, teacher, tiny_inputs(teacher))
-    whole = loss_and_gradients(teacher, copy.deepcopy(compact), True)
-    assert_the_same(loss_and_gradients(teacher, compact, False), whole)
+    assert not need_whole_scores(compact, teacher, tiny_inputs(teacher))
+    whole = loss_and_gradients(teacher, copy.deepcopy(compact), True, loss)
+    assert_the_same(loss_and_gradients(teacher, compact, False, loss), whole)
 
 
 def test_only_what_trains_has_gradients() -> None:
@@ -85,10 +94,9 @@ def test_a_model_that_caps_its_scores_is_read_whole() -> None:
     capped.config.final_logit_softcapping = 2.0
     inputs = tiny_inputs(capped)
     plain = tiny_model("gemma3_text")
-    assert need_whole_scores(LOSSES, capped, plain, inputs) and need_whole_scores(LOSSES, plain, capped, inputs)
-    assert not need_whole_scores(LOSSES, plain, plain, inputs)
-    assert need_whole_scores(LOSSES, plain, None, inputs)
-    assert need_whole_scores(LOSSES | {"labels": 1.0}, plain, plain, inputs)
+    assert need_whole_scores(capped, plain, inputs) and need_whole_scores(plain, capped, inputs)
+    assert not need_whole_scores(plain, plain, inputs)
+    assert need_whole_scores(capped, None, inputs) and not need_whole_scores(plain, None, inputs)
 
 
 def test_scores_far_apart() -> None:

@@ -58,8 +58,11 @@ def test_a_step_keeps_nothing_of_the_dense_tables_size(case: Case, dense: tuple[
     assert kept < dense[0] / 2, f"{kept:,} bytes against {dense[0]:,}"
 
 
+@pytest.mark.parametrize("loss", ["logits", "labels"])
 @for_each_method("project")
-def test_a_step_of_calibration_keeps_no_scores_of_all_tokens(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_of_calibration_keeps_no_scores_of_all_tokens(
+    case: Case, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither the student's nor the teacher's, nor their gradients, however many tokens are predicted."""
     monkeypatch.setattr(divergence, "_SCORES_PER_TILE", 1 << 18)
     monkeypatch.setattr(divergence, "_VALUES_PER_TILE", 1 << 18)
@@ -83,10 +86,10 @@ def test_a_step_of_calibration_keeps_no_scores_of_all_tokens(case: Case, monkeyp
     for whole_scores in (True, False):
         with torch.no_grad():
             said = run(teacher, teacher, batch, positions, whole_scores)
-        target = target_of(said, batch["attention_mask"], {"logits": 1.0})
+        target = target_of(said, batch["attention_mask"], {loss: 1.0})
         with LargestTensor() as step:
             answer = run(student, student, batch, positions, whole_scores)
-            total_loss(answer, target, batch["attention_mask"], None, {"logits": 1.0})[0].backward()
+            total_loss(answer, target, batch["attention_mask"], ids.flatten(), {loss: 1.0})[0].backward()
         largest[whole_scores] = step.bytes
     scores, table = ids.numel() * ROWS * 4, ROWS * WIDTH * 4
     assert largest[True] >= scores, "the measure does not see them"
