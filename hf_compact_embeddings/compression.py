@@ -80,7 +80,8 @@ def compress(
         seed: of all random choices in the fit.
         device: where to fit; by default a GPU where there is one.
         effort: "fast" reads no texts and searches less. "balanced" fits with care. "best" also calibrates the
-            fit, with all weights, against the model, on `texts` or on texts that are made. Some of them are held out
+            fit against the model, with all weights, of a causal model with its norms, on `texts` or on texts that are
+            made. Some of them are held out
             and say how far to go, so that on these it never ends worse than the fit. Options that are given hold.
         minutes: that the whole may take with "best"; by default 10.
         verbose: say on stderr what goes on, and at the end what the time was spent on.

@@ -1,11 +1,13 @@
-"""What models give: which tokens a head predicts, scores at some positions only, and one vector for a sequence."""
+"""What models give: which tokens a head predicts, scores at some positions or what makes them, and sentence vectors."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .modeling.transformers_internals import native_class
@@ -47,6 +49,56 @@ def scored_at(model: PreTrainedModel, positions: Tensor | None) -> Iterator[None
         yield
     finally:
         handle.remove()
+
+
+@contextlib.contextmanager
+def unscored_at(model: PreTrainedModel, positions: Tensor) -> Iterator[list[Tensor]]:
+    """Collect what enters an output layer at the marked positions (B, T): states (n, D), which it does not score.
+
+    Its `logits` are zeros for one token.
+    """
+    layer: Any = output_layer(model)
+    entering: list[Tensor] = []
+    own = layer.__dict__.get("forward")
+
+    def keep(hidden: Tensor, *_: object, **__: object) -> Tensor:
+        entering.append(hidden[positions])
+        return hidden.new_zeros(1, 1, layer.weight.shape[0])
+
+    # Not a hook: the layer would score something all the same, and a compact one decodes all rows for it.
+    layer.forward = keep
+    try:
+        yield entering
+    finally:
+        if own is None:
+            del layer.forward
+        else:
+            layer.forward = own
+
+
+def output_layer(model: PreTrainedModel) -> nn.Module:
+    """Return the layer of a language model that scores tokens."""
+    layer = model.get_output_embeddings()
+    assert isinstance(layer, nn.Module), type(model).__name__
+    return layer
+
+
+@torch.no_grad()
+def gives_scores_as_they_are(model: PreTrainedModel, inputs: Mapping[str, Tensor]) -> bool:
+    """Tell whether a model's `logits` are what its output layer gives: some scale or cap them afterwards.
+
+    Args:
+        model: with an output layer.
+        inputs: of its `forward`, to try it with.
+    """
+    scores: list[Tensor] = []
+    handle = output_layer(model).register_forward_hook(lambda _, __, output: scores.append(output))
+    try:
+        with scored_at(model, None):
+            logits = model(**{name: value[:1] for name, value in inputs.items()}).logits
+    finally:
+        handle.remove()
+    return len(scores) == 1 and scores[0].shape == logits.shape and torch.equal(scores[0].float(), logits.float())
 
 
 def mean_pooled(states: Tensor, mask: Tensor) -> Tensor:

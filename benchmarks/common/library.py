@@ -31,6 +31,8 @@ from hf_compact_embeddings.hub import make_card
 from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.modeling.hashing import HashSettings, WordHasher, expand_bits, unpack_signatures
 from hf_compact_embeddings.modeling.structure_hash import HashEmbedding
+from hf_compact_embeddings.training.products import fast_products
+from hf_compact_embeddings.training.recipes import recipe_for
 
 __all__ = [
     "HUB_ID",
@@ -47,6 +49,7 @@ __all__ = [
     "covariance",
     "exact_ids",
     "expand_bits",
+    "fast_products",
     "find_model",
     "fine_tuned_score",
     "fit_rows",
@@ -59,6 +62,7 @@ __all__ = [
     "predictions",
     "private_bytes",
     "ranks_of_tokens",
+    "recipe_for",
     "find_sensitivity",
     "sentence_vectors",
     "shannon_bound",

@@ -3,8 +3,12 @@ r"""How far a model's predictions move when its table is compact, which is its h
     python -m benchmarks.frontier.tied --model smollm2-135m-instruct --texts wikitext2/train.txt \
         --held-out wikitext2/valid.txt --output benchmarks/frontier/results/tied_smollm2.json
 
-Ours are `hce.compress(model, ratio=…, tokenizer=tokenizer, texts=…)`, without any training; with `--without-texts` also
-without these. The other libraries' tables stand on both sides too, at their own bytes. All ratios are to float32.
+    python -m benchmarks.frontier.tied --model smollm2-135m-instruct --texts wikitext2/train.txt --minutes 15 \
+        --threads 1 --held-out wikitext2/valid.txt --no-peers --output benchmarks/frontier/results/tied_calibrated.json
+
+Ours are `hce.compress(model, ratio=…, tokenizer=tokenizer, texts=…)`, without any training unless `--minutes` says how
+long the whole call may take with `effort="best"`; with `--without-texts` also without texts. The other libraries'
+tables stand on both sides too, at their own bytes. All ratios are to float32.
 """
 
 from __future__ import annotations
@@ -55,18 +59,23 @@ def main() -> None:
     parser.add_argument(
         "--without-texts", type=float, nargs="*", default=[], help="ratios to compress at without texts"
     )
+    parser.add_argument("--minutes", type=float, help="calibrate, within so many minutes of the whole call")
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--opq", type=float, nargs="*", default=[], help="ratios for faiss's product codes")
     parser.add_argument("--no-peers", action="store_true", help="leave the other libraries out")
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    effort = {} if options.minutes is None else {"effort": "best", "minutes": options.minutes, "verbose": True}
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     dense = _load(options.model)
-    held_out = list(_first_tokens(options.held_out, tokenizer, options.tokens))
+    held_out = list(first_tokens(options.held_out, tokenizer, options.tokens))
     results: list[dict[str, Any]] = []
 
     def add(name: str, model: PreTrainedModel, ratio: float, seconds: float, **more: Any) -> None:
         found = predictions([dense, model], tokenizer, held_out)
-        results.append({"name": name, "ratio": round(ratio, 2), "seconds": round(seconds, 1), **_row(found), **more})
+        results.append({"name": name, "ratio": round(ratio, 2), "seconds": round(seconds, 1), **row_of(found), **more})
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
         if options.output:
             write(options.output, results, held_out=Path(options.held_out).name, tokens=found.tokens)
@@ -75,11 +84,13 @@ def main() -> None:
         evidence, ratio = given
         texts = {"texts": options.texts} if evidence == "texts" else {}
         began = time.perf_counter()
-        compact = hce.compress(dense, ratio=ratio, tokenizer=tokenizer, **texts)
+        compact = hce.compress(dense, ratio=ratio, tokenizer=tokenizer, **texts, **effort)
         seconds = time.perf_counter() - began
         report = hce.inspect(compact)
         more = {"options": report.options, "bytes": report.compact_bytes, "evidence": report.evidence}
-        add(f"ours, {evidence}", compact, report.ratio, seconds, **more)
+        if effort:
+            more["calibration"] = compact.config.compact_source["calibration"]
+        add(f"ours, {evidence}{', calibrated' if effort else ''}", compact, report.ratio, seconds, **more)
     if not options.no_peers:
         for name, ratio, model, seconds in _peers(dense, options.opq):
             add(name, model, ratio, seconds)
@@ -92,7 +103,7 @@ def _load(source: str) -> PreTrainedModel:
     return auto_class.from_pretrained(source, dtype=torch.float32).eval()
 
 
-def _first_tokens(path: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
+def first_tokens(path: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]:
     """Yield the lines of a file until they have so many tokens."""
     # One piece more than asked for: what does not fill a piece is dropped.
     left = tokens + 512
@@ -104,7 +115,8 @@ def _first_tokens(path: str, tokenizer: Tokenizer, tokens: int) -> Iterator[str]
             return
 
 
-def _row(found: Predictions) -> dict[str, Any]:
+def row_of(found: Predictions) -> dict[str, Any]:
+    """Return what a record says of predictions."""
     dense, compact = found.perplexities
     known = {name: value for name, value in dataclasses.asdict(found).items() if value is not None}
     return {"over_dense": compact / dense, **known}

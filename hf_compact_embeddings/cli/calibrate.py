@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--texts-pair-column", metavar="NAME", help="where rows have a second text, to be read together with the first"
     )
     parser.add_argument("--output", required=True, help="folder to write; must be absent or empty")
-    parser.add_argument("--trains", default="tables", help="tables (default), tables+norm, or all")
+    parser.add_argument("--trains", default="tables", help="tables (default), tables+norm, tables+norms, or all")
     parser.add_argument(
         "--loss",
         dest="losses",

@@ -28,7 +28,7 @@ from .trainer import CalibrationError, CalibrationTrainer, last_checkpoint, roun
 
 logger = logging.get_logger(__name__)
 
-TRAINS = ("tables", "tables+norm", "all")
+TRAINS = ("tables", "tables+norm", "tables+norms", "all")
 _SHARE = {"masked": 0.15, "next": 1.0}
 
 
@@ -58,7 +58,8 @@ def calibrate(
         teacher: the original, or its Hub id or folder; without it the text itself is the goal ("labels").
         args: `TrainingArguments`, or a dictionary of its fields; what is saved stays in its `output_dir`, if given.
         losses: weights by name, as `choose_losses` explains them; by default what suits the model.
-        trains: "tables"; "tables+norm", with the normalisation that reads the table; or "all".
+        trains: "tables"; "tables+norm", with the normalisation that reads the table; "tables+norms", with all of them,
+            the one before the head among them; or "all".
         table_learning_rate: as a share of the root mean square of each tensor of the table; `args` has all others'.
         max_length: of a text in tokens. Where tokens are predicted, texts are joined and cut to exactly this.
         predicted_share: of the tokens that are predicted; by default 0.15 behind a mask, and all that come next.
@@ -232,6 +233,8 @@ def _trainable(
     if trains == "tables+norm":
         row = next(iter(rows))
         chosen |= set(map(id, _first_norm(compact, collator([row])).parameters()))
+    elif trains == "tables+norms":
+        chosen |= {id(parameter) for norm in _norms(compact, trains) for parameter in norm.parameters(recurse=False)}
     for parameter in compact.parameters():
         parameter.requires_grad_(trains == "all" or id(parameter) in chosen)
     if arguments.gradient_checkpointing and trains != "all":
@@ -245,13 +248,24 @@ def _trainable(
         compact.train(training)
 
 
+def _norms(compact: PreTrainedModel, trains: str) -> list[nn.Module]:
+    """Return all normalisations that have something to train; raise if there are none."""
+    found = [
+        module
+        for module in compact.modules()
+        if type(module).__name__.endswith("Norm") and any(True for _ in module.parameters(recurse=False))
+    ]
+    if not found:
+        raise CompactConfigError(f"`trains` is {trains!r}, but {type(compact).__name__} has no normalisation.")
+    return found
+
+
 def _first_norm(compact: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> nn.Module:
     """Return the normalisation that runs first after the table is read: found by watching a batch go through."""
     seen: list[nn.Module] = []
     handles = [
         module.register_forward_hook(lambda module, *_: seen.append(module))
-        for module in compact.modules()
-        if type(module).__name__.endswith("Norm") and any(True for _ in module.parameters(recurse=False))
+        for module in _norms(compact, "tables+norm")
     ]
     inputs, positions, _, _ = split_batch({name: value.to(compact.device) for name, value in batch.items()})
     try:
@@ -260,8 +274,6 @@ def _first_norm(compact: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    if not seen:
-        raise CompactConfigError(f"`trains` is 'tables+norm', but {type(compact).__name__} has no normalisation.")
     return seen[0]
 
 

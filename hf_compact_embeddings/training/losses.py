@@ -10,8 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..model_outputs import is_causal_lm, is_masked_lm, mean_pooled, scored_at
+from ..model_outputs import (
+    gives_scores_as_they_are,
+    is_causal_lm,
+    is_masked_lm,
+    mean_pooled,
+    output_layer,
+    scored_at,
+    unscored_at,
+)
 from ..modeling.errors import CompactConfigError
+from .divergence import Predictor, can_predict_in_tiles, divergence, log_probabilities
 
 # What each loss asks of the teacher; "labels" asks the text alone.
 LOSSES = ("states", "all_states", "sentence", "relations", "logits", "labels")
@@ -28,10 +37,12 @@ class Outputs:
     Attributes:
         layers: hidden states (B, T, H), the final ones last; of an encoder-decoder the encoder's.
         logits: scores (n, V) at the predicted positions.
+        predictor: what these would be made of, where they are not held.
     """
 
     layers: tuple[Tensor, ...]
     logits: Tensor | None
+    predictor: Predictor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +53,7 @@ class Target:
         layers: hidden states (B, T, H): the final ones, or those of all layers.
         sentence: mean-pooled vectors (B, H).
         logits: scores (n, V) at the predicted positions.
+        predictor: what these would be made of, where they are not held.
         best_ids: the best tokens (n, k) at the predicted positions, where only those were kept.
         best_scores: their log-probabilities (n, k).
     """
@@ -49,6 +61,7 @@ class Target:
     layers: tuple[Tensor, ...] | None = None
     sentence: Tensor | None = None
     logits: Tensor | None = None
+    predictor: Predictor | None = None
     best_ids: Tensor | None = None
     best_scores: Tensor | None = None
 
@@ -100,8 +113,27 @@ def predicts(losses: Mapping[str, float]) -> bool:
     return bool(_NEED_PLACES & set(losses))
 
 
+def need_whole_scores(student: PreTrainedModel, teacher: PreTrainedModel | None, inputs: Mapping[str, Tensor]) -> bool:
+    """Tell whether the scores (n, V) of all predicted tokens must be held: losses can take some rows at a time.
+
+    Args:
+        student: the model that trains.
+        teacher: the original, if it is asked.
+        inputs: of their `forward`, to try them with.
+    """
+    return not all(
+        can_predict_in_tiles(model.get_output_embeddings()) and gives_scores_as_they_are(model, inputs)
+        for model in (student, teacher)
+        if model is not None
+    )
+
+
 def run(
-    model: torch.nn.Module, owner: PreTrainedModel, inputs: Mapping[str, Tensor], positions: Tensor | None
+    model: torch.nn.Module,
+    owner: PreTrainedModel,
+    inputs: Mapping[str, Tensor],
+    positions: Tensor | None,
+    whole_scores: bool = True,
 ) -> Outputs:
     """Run a model on a batch.
 
@@ -110,10 +142,16 @@ def run(
         owner: the model itself.
         inputs: of its `forward`.
         positions: where tokens are predicted (B, T); None where that is not asked.
+        whole_scores: hold the scores of these; without, only what they are made of.
     """
     extra = {"decoder_input_ids": inputs["input_ids"][:, :1]} if owner.config.is_encoder_decoder else {}
+    options = {"output_hidden_states": True, "return_dict": True}
+    if positions is not None and not whole_scores:
+        with unscored_at(owner, positions) as entering:
+            outputs = model(**inputs, **extra, **options)
+        return Outputs(tuple(outputs.hidden_states), None, Predictor(entering[0], output_layer(owner)))
     with scored_at(owner, positions):
-        outputs = model(**inputs, **extra, output_hidden_states=True, return_dict=True)
+        outputs = model(**inputs, **extra, **options)
     layers = outputs.encoder_hidden_states if owner.config.is_encoder_decoder else outputs.hidden_states
     return Outputs(tuple(layers), None if positions is None else outputs.logits)
 
@@ -123,7 +161,8 @@ def target_of(outputs: Outputs, mask: Tensor, losses: Mapping[str, float]) -> Ta
     """Return what the losses ask of the teacher's outputs."""
     layers = outputs.layers if "all_states" in losses else outputs.layers[-1:] if "states" in losses else None
     pooled = mean_pooled(outputs.layers[-1], mask) if {"sentence", "relations"} & set(losses) else None
-    return Target(layers, pooled, outputs.logits if "logits" in losses else None)
+    asked = "logits" in losses
+    return Target(layers, pooled, outputs.logits if asked else None, outputs.predictor if asked else None)
 
 
 def total_loss(
@@ -154,9 +193,11 @@ def total_loss(
             parts["sentence"] = sentence_loss(pooled, target.sentence)
         if "relations" in losses:
             parts["relations"] = relations_loss(pooled, target.sentence)
-    if "logits" in losses and student.logits is not None:
-        parts["logits"] = logits_loss(student.logits, target)
-    if "labels" in losses and student.logits is not None and labels is not None:
+    if "logits" in losses and (student.logits is not None or student.predictor is not None):
+        parts["logits"] = logits_loss(student, target)
+    if "labels" in losses and labels is not None and student.predictor is not None:
+        parts["labels"] = -log_probabilities(student.predictor, labels.unsqueeze(-1)).mean()
+    elif "labels" in losses and labels is not None and student.logits is not None:
         parts["labels"] = F.cross_entropy(student.logits.float(), labels)
     missing = sorted(set(losses) - set(parts))
     if missing:
@@ -186,17 +227,22 @@ def relations_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (cosines[0][first, second] - goal).square().mean() / goal.var(correction=0).clamp(min=_LEAST_SPREAD)
 
 
-def logits_loss(student: Tensor, target: Target) -> Tensor:
-    """Return the mean Kullback-Leibler divergence from the teacher's distributions to scores (n, V)."""
-    scores = student.float().log_softmax(-1)
-    if target.logits is not None:
+def logits_loss(student: Outputs, target: Target) -> Tensor:
+    """Return the mean Kullback-Leibler divergence from the teacher's distributions to a student's."""
+    if student.predictor is not None and target.predictor is not None:
+        return divergence(student.predictor, target.predictor)
+    if student.logits is not None and target.logits is not None:
+        scores = student.logits.float().log_softmax(-1)
         return F.kl_div(scores, target.logits.float().log_softmax(-1), reduction="batchmean", log_target=True)
     if target.best_ids is None or target.best_scores is None:
         raise CompactConfigError("The teacher's outputs hold nothing for the losses logits.")
     # All tokens beyond the best ones count as one: a lower bound of the divergence, and zero where it is zero.
-    goal = target.best_scores.float()
-    found = scores.gather(-1, target.best_ids)
-    goal, found = _with_rest(goal), _with_rest(found)
+    if student.predictor is not None:
+        found = log_probabilities(student.predictor, target.best_ids)
+    else:
+        assert student.logits is not None
+        found = student.logits.float().log_softmax(-1).gather(-1, target.best_ids)
+    goal, found = _with_rest(target.best_scores.float()), _with_rest(found)
     return (goal.exp() * (goal - found)).sum(-1).mean()
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import io
 import itertools
 import math
 import random
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -17,12 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from ..evidence import Evidence
 from ..evidence.texts import HubTexts, Text, single_texts
-from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
-from ..progress import Step, step, steps, tell
-from .calibration import blend, calibrate, encoder_for
-from .losses import predicts, run, target_of, total_loss
+from ..modeling.errors import CompactConfigError, config_error
+from ..progress import Step, step, tell
+from .calibration import blend, calibrate
+from .judge import Judge
+from .losses import predicts
+from .products import fast_products
 from .recipes import Recipe, recipe_for
-from .rows import Collator, HeldRows, split_batch
 from .trainer import CalibrationError, round_tables
 
 _SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -33,6 +35,8 @@ _HELD_OUT_SHARE, _LEAST_HELD_OUT, _MOST_HELD_OUT = 0.1, 32, 256
 # Of the minutes: for making texts, and for what no estimate foresees.
 _SHARE_TO_MAKE_TEXTS, _SHARE_IN_RESERVE = 0.15, 0.1
 _TRIAL_STEPS = 3
+# Of held-out texts. Where these are few and short, windows are shorter than they should be.
+_LEAST_WINDOWS, _SHORTEST_WINDOW = 4, 8
 
 
 def refine(compact: PreTrainedModel, evidence: Evidence, minutes: float, began: float) -> PreTrainedModel:
@@ -51,10 +55,11 @@ def refine(compact: PreTrainedModel, evidence: Evidence, minutes: float, began: 
         raise CompactConfigError("`tokenizer` is missing: calibration reads texts.")
     clock, recipe = _Clock(began, 60 * minutes), recipe_for(compact)
     learned, held_out = _split(_texts(evidence, recipe, clock), evidence.seed)
-    with _lent(evidence) as teacher, _generators_kept():
+    recipe = _with_windows_of([learned, held_out], evidence.tokenizer, recipe)
+    with _lent(evidence) as teacher, _generators_kept(), fast_products(evidence.device):
         fit = copy.deepcopy(compact).float().to(evidence.device)
         training = _Training(fit, teacher, _padding(evidence.tokenizer), recipe, evidence.seed)
-        judge = _Judge(training, held_out)
+        judge = Judge(fit, teacher, training.tokenizer, recipe, held_out, evidence.seed)
         with clock.kept_for(len(_SHARES)):
             losses = {0.0: judge(fit)}
         trained = training.within(clock, learned)
@@ -154,6 +159,25 @@ def _split(texts: list[Text], seed: int) -> tuple[list[Text], list[Text]]:
     return mixed[wanted:], mixed[:wanted]
 
 
+def _with_windows_of(parts: list[list[Text]], tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> Recipe:
+    """Return a recipe whose windows are short enough that each part of the texts, where they are joined, fills some."""
+    if not predicts(recipe.losses):
+        return recipe
+    enough = _LEAST_WINDOWS * recipe.max_length
+    tokens = min(_tokens_up_to(enough, texts, tokenizer) for texts in parts)
+    length = max(_SHORTEST_WINDOW, tokens // _LEAST_WINDOWS)
+    return recipe if length >= recipe.max_length else dataclasses.replace(recipe, max_length=length)
+
+
+def _tokens_up_to(enough: int, texts: list[Text], tokenizer: PreTrainedTokenizerBase) -> int:
+    tokens = 0
+    for text in texts:
+        tokens += len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        if tokens >= enough:
+            break
+    return tokens
+
+
 def _padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """Return a tokenizer that can pad: what stands under the mask is not read."""
     if tokenizer.pad_token_id is not None or tokenizer.eos_token is None:
@@ -238,7 +262,7 @@ class _Training:
                 tokenizer=self.tokenizer,
                 teacher=self.teacher,
                 losses=recipe.losses,
-                trains="all",
+                trains=recipe.trains,
                 max_length=recipe.max_length,
                 table_learning_rate=recipe.table_learning_rate,
                 callbacks=[watch],
@@ -279,47 +303,3 @@ class _Watch(TrainerCallback):
         """Return the mean time of the steps after the first, which makes ready what others find."""
         first = min(1, len(self.times) - 1)
         return (self.ended - self.times[first]) / (len(self.times) - first)
-
-
-class _Judge:
-    """The loss on held-out texts."""
-
-    def __init__(self, training: _Training, texts: list[Text]) -> None:
-        recipe, self.teacher, self.losses = training.recipe, training.teacher, training.recipe.losses
-        encoder = encoder_for(training.fit, training.tokenizer, recipe.losses, recipe.max_length, None, training.seed)
-        rows = HeldRows(encoder.rows(texts)).rows
-        collator = Collator(training.tokenizer)
-        self.batches = [
-            {
-                name: value.to(training.fit.device)
-                for name, value in collator(rows[start : start + recipe.batch]).items()
-            }
-            for start in range(0, len(rows), recipe.batch)
-        ]
-
-    @torch.no_grad()
-    def __call__(self, model: PreTrainedModel) -> float:
-        """Return the mean loss of a row."""
-        model.eval()
-        total, count = 0.0, 0
-        for batch in steps(self.batches, "Reading held-out texts"):
-            size = len(batch["input_ids"])
-            total += size * self._loss(model, batch)
-            count += size
-        return total / count
-
-    def _loss(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> float:
-        fields, positions, labels, _ = split_batch(batch)
-        shown = positions if predicts(self.losses) else None
-        mask = fields["attention_mask"]
-        try:
-            target = target_of(run(self.teacher, self.teacher, fields, shown), mask, self.losses)
-            student = run(model, model, fields, shown)
-        except CompactEmbeddingsError:
-            raise
-        except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-            # Models that read something else than tokens alone, or run in a way of their own.
-            name = type(self.teacher).__name__
-            allowed = f"a {name} cannot be run on tokens alone, as calibration does: {error}"
-            raise config_error("effort", "best", allowed) from error
-        return float(total_loss(student, target, mask, labels, self.losses)[0])

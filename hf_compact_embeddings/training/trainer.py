@@ -18,7 +18,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from ..finetuning.trainer import MeanLossTrainer
 from ..modeling.errors import CompactEmbeddingsError
 from ..transformers_internals import checkpoint_function, prepared_inputs, set_checkpoint_function
-from .losses import Outputs, Target, predicts, run, target_of, total_loss
+from .losses import Outputs, Target, need_whole_scores, predicts, run, target_of, total_loss
 from .rows import split_batch
 
 # The tables' floats as they are in training: the model file beside it holds them rounded to `storage_dtype`.
@@ -59,6 +59,7 @@ class CalibrationTrainer(MeanLossTrainer):
         self.table_learning_rate = table_learning_rate
         self._logged: dict[str, Tensor] = {}
         self._count = 0
+        self._whole_scores: bool | None = None
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> TrainOutput:
         """Train; where a checkpoint has all steps behind it, only load it: Trainer would take one step more."""
@@ -97,9 +98,10 @@ class CalibrationTrainer(MeanLossTrainer):
         fields, positions, labels, target = split_batch(inputs)
         mask = fields["attention_mask"]
         shown = positions if predicts(self.losses) else None
-        student = run(model, owner, fields, shown)
+        whole_scores = shown is None or self._need_whole_scores(owner, fields)
+        student = run(model, owner, fields, shown, whole_scores)
         if target is None:
-            target = self._ask_teacher(fields, mask, shown)
+            target = self._ask_teacher(fields, mask, shown, whole_scores)
         loss, parts = total_loss(student, target, mask, labels, self.losses)
         if not bool(torch.isfinite(loss)):
             raise CalibrationError(f"The loss is {loss.item()} after step {self.state.global_step:,}.")
@@ -107,12 +109,21 @@ class CalibrationTrainer(MeanLossTrainer):
             self._note(parts)
         return (loss, student) if return_outputs else loss
 
+    def _need_whole_scores(self, owner: PreTrainedModel, fields: dict[str, Tensor]) -> bool:
+        """Tell whether all scores must be held; it is found out once."""
+        if self._whole_scores is None:
+            # Outside of its modules' calls a sharded model has no rows.
+            self._whole_scores = self.is_fsdp_enabled or need_whole_scores(owner, self.teacher, fields)
+        return self._whole_scores
+
     @torch.no_grad()
-    def _ask_teacher(self, fields: dict[str, Tensor], mask: Tensor, positions: Tensor | None) -> Target:
+    def _ask_teacher(
+        self, fields: dict[str, Tensor], mask: Tensor, positions: Tensor | None, whole_scores: bool
+    ) -> Target:
         if self.teacher is None:
             return Target()
         needed = positions if "logits" in self.losses else None
-        outputs: Outputs = run(self.teacher, self.teacher, fields, needed)
+        outputs: Outputs = run(self.teacher, self.teacher, fields, needed, whole_scores)
         return target_of(outputs, mask, self.losses)
 
     def _note(self, parts: Mapping[str, Tensor]) -> None:

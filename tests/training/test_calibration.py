@@ -130,6 +130,18 @@ def test_the_norm_that_reads_the_table_may_train_too(architecture: str, norm: st
     assert {name.rpartition(".")[0] for name in moved if not name.startswith(path)} == {norm}
 
 
+@pytest.mark.parametrize(("architecture", "count"), [("bert", 6), ("llama", 5)])
+def test_all_norms_may_train_too(architecture: str, count: int) -> None:
+    """Two in each of two layers, and one at an end, behind the table or before the head; BERT has both."""
+    teacher, compact = compress_tiny(architecture, CASE)
+    before = copy.deepcopy(compact.state_dict())
+    tiny_calibrate(compact, teacher, trains="tables+norms", args={"learning_rate": 0.01})
+    path = compact.input_table_path + "."
+    moved = {name for name, value in compact.state_dict().items() if not torch.equal(value, before[name])}
+    norms = {name.rpartition(".")[0] for name in moved if not name.startswith(path)}
+    assert len(norms) == count and all("norm" in name.lower() for name in norms)
+
+
 def test_everything_may_train_at_rates_of_its_own() -> None:
     teacher, compact = compress_tiny("bert", CASE)
     before = copy.deepcopy(compact.state_dict())
@@ -172,8 +184,9 @@ def test_a_stream_and_gradient_checkpointing(tmp_path: Path) -> None:
         calibrate(compact, teacher=teacher, texts=stream, tokenizer=tiny_tokenizer(), args={"use_cpu": True})
 
 
-def test_half_precision() -> None:
-    teacher, compact = compress_tiny("bert", CASE)
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_half_precision(architecture: str) -> None:
+    teacher, compact = compress_tiny(architecture, CASE)
     seen = Losses()
     tiny_calibrate(compact, teacher, callbacks=[seen], args={"bf16": True})
     assert len(seen.logs) == 6 and compact.dtype == torch.float32
@@ -261,7 +274,8 @@ def test_bad_input() -> None:
         ({"trains": "table"}, "'table', but allowed are 'tables'"),
         ({"texts": None}, "`texts` is missing"),
         ({"texts": []}, "`texts` is empty"),
-        ({"texts": ["w5"]}, "The text has 1 tokens"),
+        ({"texts": ["w5"]}, "The text has 1 tokens, but a piece needs 14: give more text"),
+        ({"eval_texts": ["w5"]}, "The text has 1 tokens, but a piece needs 14: give more text"),
         ({"predicted_share": 0.0}, "above 0"),
         ({"max_length": 2}, "at least 3"),
         ({"args": {"no_such_field": 1}}, "no_such_field"),
@@ -286,8 +300,9 @@ class Poison(TrainerCallback):
                 next(self.compact.compact_embedding.parameters()).fill_(float("nan"))
 
 
-def test_a_loss_that_breaks_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    teacher, compact = compress_tiny("bert", CASE)
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_loss_that_breaks_stops_and_keeps_the_last_good_checkpoint(architecture: str, tmp_path: Path) -> None:
+    teacher, compact = compress_tiny(architecture, CASE)
     start = copy.deepcopy(compact.state_dict())
     with pytest.raises(CalibrationError, match="The loss is nan after step 3.*values again that it had before"):
         tiny_calibrate(compact, teacher, callbacks=[Poison(compact, 3)])

@@ -7,6 +7,8 @@ import torch
 import transformers
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings.training import divergence
+from hf_compact_embeddings.training.losses import run, target_of, total_loss
 
 from ..cases import Case, for_each_method
 from ..tools import LargestTensor
@@ -54,3 +56,42 @@ def test_a_step_keeps_nothing_of_the_dense_tables_size(case: Case, dense: tuple[
     assert largest < dense[1] / 2, f"{largest:,} bytes against {dense[1]:,}"
     # Some methods keep most of their floats for each row (a factor, a scale); none keeps the table.
     assert kept < dense[0] / 2, f"{kept:,} bytes against {dense[0]:,}"
+
+
+@pytest.mark.parametrize("loss", ["logits", "labels"])
+@for_each_method("project")
+def test_a_step_of_calibration_keeps_no_scores_of_all_tokens(
+    case: Case, loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the student's nor the teacher's, nor their gradients, however many tokens are predicted."""
+    monkeypatch.setattr(divergence, "_SCORES_PER_TILE", 1 << 18)
+    monkeypatch.setattr(divergence, "_VALUES_PER_TILE", 1 << 18)
+    shape = {
+        "vocab_size": ROWS,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "tie_word_embeddings": True,
+    }
+    teacher = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape))
+    options = case.config(init="random").to_dict()
+    student = hce.CompactLlamaForCausalLM(hce.CompactLlamaConfig(**shape, compact_embeddings=options))
+    ids = torch.randint(5, ROWS, (4, 32), generator=torch.Generator().manual_seed(0))
+    batch, positions = (
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+        torch.ones_like(ids, dtype=torch.bool),
+    )
+    largest = {}
+    for whole_scores in (True, False):
+        with torch.no_grad():
+            said = run(teacher, teacher, batch, positions, whole_scores)
+        target = target_of(said, batch["attention_mask"], {loss: 1.0})
+        with LargestTensor() as step:
+            answer = run(student, student, batch, positions, whole_scores)
+            total_loss(answer, target, batch["attention_mask"], ids.flatten(), {loss: 1.0})[0].backward()
+        largest[whole_scores] = step.bytes
+    scores, table = ids.numel() * ROWS * 4, ROWS * WIDTH * 4
+    assert largest[True] >= scores, "the measure does not see them"
+    # Some methods keep most of their floats for each row, whose gradients are as large; none is as large as the table.
+    assert largest[False] < min(table, scores), f"{largest[False]:,} bytes against {table:,} and {scores:,}"
