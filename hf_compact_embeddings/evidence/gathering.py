@@ -200,7 +200,7 @@ class Evidence:
         doubts = None if sensitivity is None else sensitivity.doubts
         if doubts is None or self.counts is None:
             return self.counts
-        # That of an untied head too: what texts hold is what comes next in them. By doubts alone, which few texts show, the
+        # For an untied head too: what texts hold is what comes next in them. By doubts alone, which few texts show,
         # predictions of SmolLM2 were up to a tenth further from the original's.
         return (self.counts + doubts * (self.counts.sum() / doubts.sum().clamp(min=1e-30))) / 2
 
