@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..modeling.tied import TiedHead
+from ..modeling.tied import TableHead
 
 # Of each model, at a time: 2^23 float32 values are 32 MB.
 _SCORES_PER_TILE, _VALUES_PER_TILE = 1 << 23, 1 << 22
@@ -23,7 +23,7 @@ _SCORES_PER_TILE, _VALUES_PER_TILE = 1 << 23, 1 << 22
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-    """What predicts tokens: an output layer, dense or tied to a compact table, and what enters it.
+    """What predicts tokens: an output layer, dense or one that scores against a compact table, and what enters it.
 
     Attributes:
         states: of n predicted tokens (n, D).
@@ -40,12 +40,14 @@ class Predictor:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return what the scores are made of beside the states, as far as it trains."""
-        modules = [self.layer, self.layer.table] if isinstance(self.layer, TiedHead) else [self.layer]
-        return [each for module in modules for each in module.parameters() if each.requires_grad]
+        modules = [self.layer, self.layer.table] if isinstance(self.layer, TableHead) else [self.layer]
+        # A head with a table of its own has that table's, too.
+        found = {id(each): each for module in modules for each in module.parameters()}
+        return [each for each in found.values() if each.requires_grad]
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows (m, D), float32."""
-        if isinstance(self.layer, TiedHead):
+        if isinstance(self.layer, TableHead):
             ids = torch.arange(start, stop, device=self.states.device)
             return self.layer.table(ids, scale=1.0).float()
         return self.layer.weight[start:stop].float()
@@ -64,7 +66,7 @@ class Predictor:
 
 def can_predict_in_tiles(layer: nn.Module | None) -> bool:
     """Tell whether an output layer is one whose rows can be scored some at a time."""
-    return isinstance(layer, TiedHead) or type(layer) is nn.Linear
+    return isinstance(layer, TableHead) or type(layer) is nn.Linear
 
 
 def divergence(student: Predictor, teacher: Predictor) -> Tensor:

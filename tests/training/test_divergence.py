@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import hf_compact_embeddings as hce
 from hf_compact_embeddings.training import divergence as tiles
 from hf_compact_embeddings.training.losses import Target, need_whole_scores, run, target_of, total_loss
 
@@ -20,7 +21,10 @@ CASE = first_cases("project", "dense")[0]
 
 def models_apart(architecture: str, case: Case) -> tuple:
     """Return a teacher and a student that is far from it: between near ones a gradient is no more than rounding."""
-    teacher, compact = compress_tiny(architecture, case)
+    return moved_apart(*compress_tiny(architecture, case))
+
+
+def moved_apart(teacher, compact) -> tuple:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for value in compact.parameters():
@@ -31,7 +35,7 @@ def models_apart(architecture: str, case: Case) -> tuple:
 def loss_and_gradients(
     teacher, compact, whole_scores: bool, loss: str = "logits"
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Return a loss, "logits", "best" (to the best tokens alone, as a cache has them) or "labels", and its gradients."""
+    """Return a loss, "logits", "best" (to the best tokens alone, as a cache has them) or "labels", and its slopes."""
     inputs = tiny_inputs(teacher)
     mask = inputs["attention_mask"]
     positions = mask.bool() & (torch.arange(mask.shape[1]) < mask.shape[1] - 1)
@@ -114,3 +118,12 @@ def test_scores_far_apart() -> None:
     for one, other in zip(torch.autograd.grad(found, [states[0], *layers[0].parameters()]), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert float(tiles.divergence(teacher, teacher).detach()) == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["logits", "labels"])
+def test_a_head_with_a_table_of_its_own_is_scored_by_tiles_too(loss: str) -> None:
+    dense = tiny_model("llama-untied")
+    teacher, compact = moved_apart(dense, hce.compress(dense, hce.ScalarConfig(bits=4), tables="all"))
+    tiled, whole = (loss_and_gradients(teacher, compact, scores, loss) for scores in (False, True))
+    assert_the_same(tiled, whole)
+    assert any(name.startswith("lm_head.table.") for name in tiled[1])
