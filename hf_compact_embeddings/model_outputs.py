@@ -63,7 +63,9 @@ def unscored_at(model: PreTrainedModel, positions: Tensor) -> Iterator[list[Tens
 
     def keep(hidden: Tensor, *_: object, **__: object) -> Tensor:
         entering.append(hidden[positions])
-        return hidden.new_zeros(1, 1, layer.weight.shape[0])
+        scores = hidden.new_zeros(1, 1, layer.weight.shape[0])
+        # Data-parallel training takes what its model's outputs do not come from for unused.
+        return scores + 0.0 * _touch(hidden, layer) if torch.is_grad_enabled() else scores
 
     # Not a hook: the layer would score something all the same, and a compact one decodes all rows for it.
     layer.forward = keep
@@ -74,6 +76,13 @@ def unscored_at(model: PreTrainedModel, positions: Tensor) -> Iterator[list[Tens
             del layer.forward
         else:
             layer.forward = own
+
+
+def _touch(hidden: Tensor, layer: nn.Module) -> Tensor:
+    """Return a number that comes from states, and from all parameters that a layer scores them with."""
+    modules = [layer, table] if isinstance(table := getattr(layer, "table", None), nn.Module) else [layer]
+    values = [hidden, *(value for module in modules for value in module.parameters() if value.requires_grad)]
+    return torch.stack([value.flatten()[:1].sum().to(hidden) for value in values]).sum()
 
 
 def output_layer(model: PreTrainedModel) -> nn.Module:

@@ -14,9 +14,11 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 import hf_compact_embeddings as hce
 from hf_compact_embeddings import judging, planning
 from hf_compact_embeddings.cli.main import main
+from hf_compact_embeddings.evidence import gather
 from hf_compact_embeddings.fitting import FitSource, fit_blocks, fit_rotated, fit_structure, method_of
 from hf_compact_embeddings.fitting import weights as weights_of_rows
 from hf_compact_embeddings.fitting.methods import Prediction
+from hf_compact_embeddings.modeling.architectures import find_input_table
 
 from .tiny_models import tiny_model
 
@@ -301,7 +303,7 @@ def test_who_asks_for_the_best_alone_gets_the_same_and_waits_for_fewer(
     fit = judging.Judge._extrapolated
     monkeypatch.setattr(judging.Judge, "_extrapolated", lambda *given: fits.append("") or fit(*given))
     model = model_with(table)
-    evidence = planning.gather(model, planning.find_input_table(model), token_counts=counts)
+    evidence = gather(model, find_input_table(model), token_counts=counts)
     everyone = planning.plan_for(evidence, ratio=8)
     tried, rough = len(fits), [one for one in everyone if one.rough]
     best = planning.plan_for(evidence, ratio=8, only_best=True)

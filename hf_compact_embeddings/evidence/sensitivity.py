@@ -119,11 +119,12 @@ def _batches(texts: Iterable[Text]) -> Iterator[list[str]]:
 
 def _mean_outer_product(parts: Iterable[Tensor]) -> Tensor:
     """Return the mean of vᵀv over vectors (n, D) that come in parts, float64."""
-    total, count = torch.zeros(()).double(), 0
+    total: Tensor | float = 0.0
+    count = 0
     for part in parts:
         vectors = part.double().cpu()
-        total = total + product_over_rows(vectors, vectors)
+        total += product_over_rows(vectors, vectors)
         count += len(vectors)
-    if not count:
+    if not isinstance(total, Tensor):
         raise no_tokens()
     return total / count

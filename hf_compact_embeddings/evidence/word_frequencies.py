@@ -47,7 +47,7 @@ _PUNCTUATION_OF = {
 }
 # As if a text of this many words had been counted: counts are compared with 1.
 _EXPECTED_WORDS = 1e7
-_FORMS_PER_BATCH = 20_000
+_FORMS_PER_BATCH = 5_000
 # What was counted for a tokenizer, by languages, rows and the size of its vocabulary: it takes seconds.
 _counted: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Any, ...], Tensor]] = (
     weakref.WeakKeyDictionary()

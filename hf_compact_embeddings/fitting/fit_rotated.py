@@ -270,17 +270,17 @@ def _encode_rows(
     some = slice(None, None, -(-len(ids) // _CHUNK))
     second = product_over_rows(weight[some], points(ids[some]).double().square()) / total(weight[some]).clamp(min=1e-30)
     scale = second.sqrt().clamp(min=1e-30) * trellis.spread(counts)
-    codes = []
+    codes = torch.empty(len(ids), sum(counts) // 8, dtype=torch.uint8)
     cross, power = torch.zeros(len(axes)).double(), torch.zeros(len(axes)).double()
-    for chunk_ids, chunk_weight in zip(ids.split(_CHUNK), weight.split(_CHUNK), strict=True):
+    for chunk_ids, chunk_weight, out in zip(ids.split(_CHUNK), weight.split(_CHUNK), codes.split(_CHUNK), strict=True):
         chunk = points(chunk_ids)
-        codes.append(trellis.encode(chunk, counts, scale.float(), window))
-        values = trellis.decode(codes[-1], counts, window)
+        out.copy_(trellis.encode(chunk, counts, scale.float(), window))
+        values = trellis.decode(out, counts, window)
         cross += product_over_rows(chunk_weight, (values * chunk).double())
         power += product_over_rows(chunk_weight, values.double().square())
     # The least-squares gain of the values that were chosen.
     gains[axes] = cross / power.clamp(min=1e-30)
-    return torch.cat(codes), gains
+    return codes, gains
 
 
 def _rounded(values: Tensor, options: RotatedConfig) -> Tensor:

@@ -59,12 +59,17 @@ def principal_axes(table: Tensor, weights: Tensor, metric: Tensor | None = None)
 def energies(table: Tensor, axes: PrincipalAxes) -> Tensor:
     """Return the squared distance (V,) of each row (V, D) from the mean, in the metric of the axes; float64."""
     mean, root = axes.mean.float(), axes.root.float()
-    return torch.cat([((rows.float() - mean) @ root).square().sum(1) for rows in table.split(_CHUNK)]).double()
+    found = torch.empty(len(table), dtype=torch.float64)
+    for rows, out in zip(table.split(_CHUNK), found.split(_CHUNK), strict=True):
+        out.copy_(((rows.float() - mean) @ root).square().sum(1))
+    return found
 
 
 def mean_row(read: Callable[[Tensor], Tensor], weights: Tensor, ids: Tensor) -> Tensor:
     """Return the weighted mean (D,) of the rows that `read` gives for ids, float64."""
     weight = weights[ids].double()
-    chunks = zip(weight.split(_CHUNK), ids.split(_CHUNK), strict=True)
-    parts = [product_over_rows(part, read(chunk).double()) for part, chunk in chunks]
-    return torch.stack(parts).sum(0) / total(weight).clamp(min=1e-30)
+    # Added up in one place: results that are kept would lie between chunks that are freed, whose memory nobody gets.
+    summed: Tensor | float = 0.0
+    for part, chunk in zip(weight.split(_CHUNK), ids.split(_CHUNK), strict=True):
+        summed += product_over_rows(part, read(chunk).double())
+    return torch.as_tensor(summed, dtype=torch.float64) / total(weight).clamp(min=1e-30)

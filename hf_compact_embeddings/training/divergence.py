@@ -9,11 +9,12 @@ of. Rows are decoded twice a step, for however many tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..modeling.tied import TableHead
 
@@ -28,33 +29,38 @@ class Predictor:
     Attributes:
         states: of n predicted tokens (n, D).
         layer: that scores all rows by them.
+        values: that stand in for the layer's own, by the names that `trained` gives them.
     """
 
     states: Tensor
     layer: Any
+    values: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     @property
     def num_rows(self) -> int:
         """V, the tokens that are scored."""
         return self.layer.weight.shape[0]
 
-    def parameters(self) -> list[nn.Parameter]:
+    def trained(self) -> dict[str, nn.Parameter]:
         """Return what the scores are made of beside the states, as far as it trains."""
-        modules = [self.layer, self.layer.table] if isinstance(self.layer, TableHead) else [self.layer]
-        # A head with a table of its own has that table's, too.
-        found = {id(each): each for module in modules for each in module.parameters()}
-        return [each for each in found.values() if each.requires_grad]
+        # A head with a table of its own has that among its modules, another has not.
+        named = dict(self.layer.named_parameters(prefix="layer", recurse=False))
+        if isinstance(self.layer, TableHead):
+            named |= self.layer.table.named_parameters(prefix="table")
+        return {name: value for name, value in named.items() if value.requires_grad}
 
     def rows(self, start: int, stop: int) -> Tensor:
         """Return rows (m, D), float32."""
-        if isinstance(self.layer, TableHead):
-            ids = torch.arange(start, stop, device=self.states.device)
-            return self.layer.table(ids, scale=1.0).float()
-        return self.layer.weight[start:stop].float()
+        if not isinstance(self.layer, TableHead):
+            return self.values.get("layer.weight", self.layer.weight)[start:stop].float()
+        own = {name.removeprefix("table."): value for name, value in self.values.items() if name.startswith("table.")}
+        ids = torch.arange(start, stop, device=self.states.device)
+        return functional_call(self.layer.table, own, (ids,), {"scale": 1.0}).float()
 
     def bias(self, start: int, stop: int) -> Tensor | None:
         """Return what is added to the scores of rows (m,), if there is such a thing."""
-        return None if self.layer.bias is None else self.layer.bias[start:stop].float()
+        bias = self.values.get("layer.bias", self.layer.bias)
+        return None if bias is None else bias[start:stop].float()
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Yield where tiles start and stop."""
@@ -73,13 +79,13 @@ def divergence(student: Predictor, teacher: Predictor) -> Tensor:
     """Return the mean Kullback-Leibler divergence from the teacher's distributions to the student's."""
     wanted = torch.is_grad_enabled()
     with torch.autocast(student.states.device.type, enabled=False):
-        return _Divergence.apply(student, teacher, wanted, student.states, *student.parameters())
+        return _Divergence.apply(student, teacher, wanted, student.states, *student.trained().values())
 
 
 def log_probabilities(student: Predictor, ids: Tensor) -> Tensor:
     """Return the log-probabilities (n, k) that some tokens (n, k) have at each predicted position."""
     with torch.autocast(student.states.device.type, enabled=False):
-        return _LogProbabilities.apply(student, ids, student.states, *student.parameters())
+        return _LogProbabilities.apply(student, ids, student.states, *student.trained().values())
 
 
 class _Divergence(torch.autograd.Function):
@@ -172,6 +178,9 @@ def _gradients(
         slopes_of: gives the gradient for the scores (n, m) of a tile, which it may overwrite, from where to where.
     """
     own = student.states.detach().float()
+    # Copies: whoever watches the parameters themselves, as data-parallel training does, must see one gradient a step.
+    copies = [value.detach().requires_grad_() for value in inputs[1:]]
+    student = dataclasses.replace(student, values=dict(zip(student.trained(), copies, strict=True)))
     found = [torch.zeros_like(each, dtype=torch.float32) for each in inputs]
     for start, stop in student.tiles():
         with torch.enable_grad():
@@ -181,9 +190,9 @@ def _gradients(
             found[0].addmm_(slopes, rows.detach())
         made = [(rows, slopes.T @ own), *([] if bias is None else [(bias, slopes.sum(0))])]
         made = [(output, slope) for output, slope in made if output.requires_grad]
-        if made and len(inputs) > 1:
+        if made:
             outputs, above = zip(*made, strict=True)
-            parts = torch.autograd.grad(outputs, inputs[1:], above, allow_unused=True)
+            parts = torch.autograd.grad(outputs, copies, above, allow_unused=True)
             for total, part in zip(found[1:], parts, strict=True):
                 if part is not None:
                     total += part

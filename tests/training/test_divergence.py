@@ -35,7 +35,7 @@ def moved_apart(teacher, compact) -> tuple:
 def loss_and_gradients(
     teacher, compact, whole_scores: bool, loss: str = "logits"
 ) -> tuple[float, dict[str, torch.Tensor]]:
-    """Return a loss, "logits", "best" (to the best tokens alone, as a cache has them) or "labels", and its slopes."""
+    """Return a loss, "logits", "best" (to the best tokens, which a cache has) or "labels", and its gradients."""
     inputs = tiny_inputs(teacher)
     mask = inputs["attention_mask"]
     positions = mask.bool() & (torch.arange(mask.shape[1]) < mask.shape[1] - 1)
