@@ -397,6 +397,16 @@ def test_values_that_the_last_step_has_broken_are_given_back() -> None:
     assert all(torch.equal(value, before[name]) for name, value in compact.state_dict().items())
 
 
+def test_a_causal_model_in_bfloat16_learns() -> None:
+    teacher, compact = compress_tiny("llama", CASE)
+    seen = Losses()
+    calibrated = tiny_calibrate(
+        compact.bfloat16(), teacher.bfloat16(), trains="tables+norms", losses={"logits": 1.0}, callbacks=[seen]
+    )
+    assert calibrated.dtype == torch.bfloat16 and len(seen.logs) == 6
+    assert all(log["loss"] >= 0 and float(log["grad_norm"]) > 0 for log in seen.logs)
+
+
 def test_half_precision_is_refused() -> None:
     teacher, compact = compress_tiny("bert", CASE)
     with pytest.raises(hce.CompactConfigError, match="is in float16, which cannot be trained: take float32"):
