@@ -15,7 +15,7 @@ from transformers.utils import logging
 from ..fitting import FitSource
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
 from ..modeling.structure import CompactEmbedding
-from ..progress import stage
+from ..progress import stage, tell
 from .exact_rows import exact_rows
 from .frequencies import count_tokens, counts_from_tokenizer, given_counts
 from .made_texts import made_texts
@@ -44,8 +44,9 @@ _COUNTS_IN_WORDS: dict[CountsFrom, str] = {
     "tokenizer": "token frequencies as far as the tokenizer tells",
     "uniform": "all tokens alike",
 }
-# Of the words' frequencies and the tokenizer's own, which knows of what no list of words holds.
-_SHARE_OF_WORDS = 0.75
+# Of the words' frequencies and the tokenizer's own, which knows of what no list of words holds. Where languages were
+# asked for, it knows above all of others.
+_SHARE_OF_WORDS, _SHARE_OF_ASKED_WORDS = 0.75, 0.98
 # What is found once for all tables of a model.
 _OF_ALL_TABLES = ("counts", "languages", "token_strings", "readable_texts", "contextual_states")
 
@@ -102,8 +103,8 @@ class Evidence:
         words = counts_of_words(self.languages, tokenizer, rows)
         if own is None:
             return words
-        total = words.sum()
-        return _SHARE_OF_WORDS * words + (1 - _SHARE_OF_WORDS) * own * (total / own.sum())
+        share = _SHARE_OF_WORDS if self.asked_languages is None else _SHARE_OF_ASKED_WORDS
+        return share * words + (1 - share) * own * (words.sum() / own.sum())
 
     @cached_property
     def languages(self) -> dict[str, Language]:
@@ -113,6 +114,11 @@ class Evidence:
         found, without = languages_for(self.tokenizer, self.asked_languages)
         for code in without:
             logger.warning(f"The tokenizer gives no known tokens for the language {code!r}: it is left out.")
+        if self.asked_languages is None and len(found) > 1:
+            tell(
+                f"The vocabulary shows {len(found)} languages, which share the bits alike: {', '.join(found)}. Naming "
+                "those that the model is for (`languages=`, `--language`) leaves these closer to the original."
+            )
         return found
 
     @cached_property

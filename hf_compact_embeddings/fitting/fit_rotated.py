@@ -38,6 +38,8 @@ from .weights import TableWeights, counted_weights, row_energies, table_weights,
 logger = logging.get_logger(__name__)
 
 _CHUNK = 8192
+# Fewer are coded within a few seconds.
+_MANY_ROWS = 8192
 # What a bit costs depends on the clusters, and they on it.
 _ROUNDS_OF_CLUSTERS = 2
 # At the full price rows that were hardly counted would lose their clusters, which other texts would miss.
@@ -181,7 +183,9 @@ def _layout(options: RotatedConfig, plan: TierPlan, clusters: Clusters | None, w
 
 
 def _tell_how_long(options: RotatedConfig, plan: TierPlan) -> None:
-    """Say how long the search for codes will take, which is nearly all that a large fit takes."""
+    """Say how long the search for codes will take, which is nearly all that a large fit takes; of a small one nothing."""
+    if sum(plan.sizes) < _MANY_ROWS:
+        return
     seconds = 0.0
     for size, bits in zip(plan.sizes, plan.bits, strict=True):
         if size and any(bits):

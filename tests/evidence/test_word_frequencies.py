@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings.evidence import gathering
 from hf_compact_embeddings.evidence import word_frequencies as module
 from hf_compact_embeddings.evidence.word_frequencies import (
     Language,
@@ -19,6 +20,7 @@ from hf_compact_embeddings.evidence.word_frequencies import (
     languages_for,
     sentences_of,
 )
+from hf_compact_embeddings.modeling.architectures import find_input_table
 
 from ..tiny_models import tiny_model
 from ..tools import tiny_tokenizer
@@ -130,3 +132,21 @@ def test_sentences(code: str) -> None:
     assert all(text[-1] in ".。" for text in texts)
     assert (" " in texts[0]) == (code != "zh")
     assert len(set(texts)) == 50 and torch.tensor([len(text) for text in texts]).float().mean() > 20
+
+
+def test_languages_that_are_asked_for_leave_little_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    german, finnish = words_of("de", 2000), words_of("fi", 2000)
+    tokenizer = word_tokenizer(german + finnish)
+    model = tiny_model("bert", vocab_size=len(tokenizer))
+    only_finnish = sorted(set(tokenizer.convert_tokens_to_ids(finnish)) - set(tokenizer.convert_tokens_to_ids(german)))
+    told: list[str] = []
+    monkeypatch.setattr(gathering, "tell", told.append)
+
+    def share_of_finnish(**given: Any) -> float:
+        counts = gathering.gather(model, find_input_table(model), tokenizer=tokenizer, **given).counts
+        assert counts is not None
+        return float(counts[only_finnish].sum() / counts.sum())
+
+    assert share_of_finnish() > 0.1
+    assert len(told) == 1 and "2 languages" in told[0] and "de, fi" in told[0]
+    assert 0 < share_of_finnish(languages=["de"]) < 0.02 and len(told) == 1

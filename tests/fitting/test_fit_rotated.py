@@ -210,6 +210,9 @@ def test_a_fit_makes_nothing_as_large_as_the_table(clusters: int) -> None:
 def test_how_long_coding_takes_is_told_before(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(fit_rotated, "tell", told.append)
+    fit(spectrum_table(), 3000 * 6)
+    assert not told, "a small table is done before it is read"
+    monkeypatch.setattr(fit_rotated, "_MANY_ROWS", 3000)
     monkeypatch.setattr(trellis, "seconds_to_encode", lambda rows, bits, window: rows * sum(bits) / 1000)
     structure = fit(spectrum_table(), 3000 * 6)
     row_bits = zip(structure.layout.tier_rows, structure.layout.tier_bytes, strict=True)
