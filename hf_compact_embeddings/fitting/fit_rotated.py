@@ -183,7 +183,7 @@ def _layout(options: RotatedConfig, plan: TierPlan, clusters: Clusters | None, w
 
 
 def _tell_how_long(options: RotatedConfig, plan: TierPlan) -> None:
-    """Say how long the search for codes will take, which is nearly all that a large fit takes; of a small one nothing."""
+    """Say how long the search for codes will take, which is nearly all that a large fit takes."""
     if sum(plan.sizes) < _MANY_ROWS:
         return
     seconds = 0.0
