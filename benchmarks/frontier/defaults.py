@@ -3,10 +3,12 @@ r"""What one call gives without options: sentence similarity with compact tables
     python -m benchmarks.frontier.defaults --pairs en=stsb/en/test.jsonl \
         --output benchmarks/frontier/results/defaults.json
     python -m benchmarks.frontier.defaults --model multilingual-e5-small --prefix "query: " --every 3 \
-        --pairs en=stsb/en/test.jsonl de=stsb/de/test.jsonl --output benchmarks/frontier/results/defaults_e5.json
+        --pairs en=stsb/en/test.jsonl de=stsb/de/test.jsonl --languages en de \
+        --output benchmarks/frontier/results/defaults_e5.json
 
-Every table is `hce.compress(model, ratio=…, tokenizer=tokenizer)`; with `--texts`, `texts=` beside it. The files are
-JSON lines with the columns of the STS benchmark. Times are of the whole call on an idle machine.
+Every table is `hce.compress(model, ratio=…, tokenizer=tokenizer)`; with `--languages` and with `--texts`, these are
+given, too. The files are JSON lines with the columns of the STS benchmark. Times are of the whole call on an idle
+machine.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ def main() -> None:
     parser.add_argument("--prefix", default="", help="what the model reads before every sentence")
     parser.add_argument("--pairs", nargs="+", required=True, metavar="NAME=FILE", help="pairs of sentences with scores")
     parser.add_argument("--every", type=int, default=1, help="score every n-th pair only")
+    parser.add_argument("--languages", nargs="+", metavar="CODE", help="languages to name, too")
     parser.add_argument("--texts", nargs="+", help="texts to compress with, too")
     parser.add_argument("--ratios", type=float, nargs="+", default=[25, 100, 500])
     parser.add_argument("--output", help="JSON file to write")
@@ -49,16 +52,18 @@ def main() -> None:
         return {name: round(sts_score(model, tokenizer, rows), 2) for name, rows in pairs.items()}
 
     results: list[dict[str, Any]] = [{"ratio": 1.0, "given": "dense", "scores": scores(dense)}]
-    for given in ({}, {"texts": options.texts}) if options.texts else ({},):
+    beside = {"languages": options.languages, "texts": options.texts}
+    for name in ("nothing", *(name for name, value in beside.items() if value)):
         for ratio in options.ratios:
             started = time.perf_counter()
+            given = {name: beside[name]} if name in beside else {}
             compact = hce.compress(dense, ratio=ratio, tokenizer=tokenizer, **given)
             seconds = round(time.perf_counter() - started, 1)
             report = hce.inspect(compact, against=dense)
             results.append(
                 {
                     "ratio": ratio,
-                    "given": "texts" if given else "nothing",
+                    "given": name,
                     "seconds": seconds,
                     "scores": scores(compact),
                     "bytes": report.compact_bytes,
