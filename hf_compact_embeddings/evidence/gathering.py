@@ -24,7 +24,7 @@ from .sensitivity import Sensitivity, find_sensitivity, scoring_heads
 from .states import contextual_states
 from .tables import Table, padding_of
 from .texts import Texts, read_texts
-from .word_frequencies import Language, counts_of_words, is_available, languages_for, require_known
+from .word_frequencies import Language, counts_of_words, is_available, languages_for, languages_in, require_known
 
 logger = logging.get_logger(__name__)
 
@@ -47,6 +47,8 @@ _COUNTS_IN_WORDS: dict[CountsFrom, str] = {
 # Of the words' frequencies and the tokenizer's own, which knows of what no list of words holds. Where languages were
 # asked for, it knows above all of others.
 _SHARE_OF_WORDS, _SHARE_OF_ASKED_WORDS = 0.75, 0.98
+# Of words of the languages that texts are written in, beside what was counted in these.
+_SHARE_BESIDE_TEXTS = 0.5
 # What is found once for all tables of a model.
 _OF_ALL_TABLES = ("counts", "languages", "token_strings", "readable_texts", "contextual_states")
 
@@ -66,6 +68,7 @@ class Evidence:
         seed: of all random choices.
         device: where to fit.
         findings: what fits find on their way, for the next ones.
+        languages_of_texts: in which texts turned out to be written, and their shares.
     """
 
     model: PreTrainedModel
@@ -78,6 +81,7 @@ class Evidence:
     seed: int
     device: torch.device
     findings: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    languages_of_texts: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -96,7 +100,7 @@ class Evidence:
         """Count tokens where the counts come from."""
         rows = len(self.rows)
         if self.counts_from == "texts" and self.texts is not None:
-            return count_tokens(self.texts, tokenizer, rows)
+            return self._with_more_words(count_tokens(self.texts, tokenizer, rows), tokenizer)
         own = counts_from_tokenizer(tokenizer, rows)
         if not self.languages:
             return own
@@ -105,6 +109,23 @@ class Evidence:
             return words
         share = _SHARE_OF_WORDS if self.asked_languages is None else _SHARE_OF_ASKED_WORDS
         return share * words + (1 - share) * own * (words.sum() / own.sum())
+
+    def _with_more_words(self, counted: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """Add the words of the languages that texts are written in: a few texts hold few of them.
+
+        Not where a head scores through the table: what it gives is what comes next in these very texts.
+        """
+        if not is_available() or scoring_heads(self.model, self.table):
+            return counted
+        found, _ = languages_for(tokenizer)
+        shares = languages_in(counted, found, tokenizer)
+        self.languages_of_texts.update(shares)
+        if not shares:
+            return counted
+        size = len(counted)
+        parts = [share * counts_of_words({code: found[code]}, tokenizer, size) for code, share in shares.items()]
+        words = torch.stack(parts).sum(0)
+        return (1 - _SHARE_BESIDE_TEXTS) * counted * (words.sum() / counted.sum()) + _SHARE_BESIDE_TEXTS * words
 
     @cached_property
     def languages(self) -> dict[str, Language]:
@@ -176,7 +197,8 @@ class Evidence:
         found = []
         if "counts" in needs and self.counts is not None:
             by_words = f"word frequencies ({', '.join(self.languages)})" if self.languages else None
-            found.append(by_words or _COUNTS_IN_WORDS[self.counts_from])
+            beside = f", with more words ({', '.join(self.languages_of_texts)})" if self.languages_of_texts else ""
+            found.append(by_words or _COUNTS_IN_WORDS[self.counts_from] + beside)
         if "sensitivity" in needs and self.sensitivity is not None:
             found.append(f"sensitivity to errors, read from {made}")
         if "contextual_states" in needs:

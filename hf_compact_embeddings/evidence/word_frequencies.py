@@ -48,6 +48,9 @@ _PUNCTUATION_OF = {
 # As if a text of this many words had been counted: counts are compared with 1.
 _EXPECTED_WORDS = 1e7
 _FORMS_PER_BATCH = 5_000
+# Of a token that stands in no list, in a language or not; rounds after which shares hardly move; and what a language
+# must have of texts to be one of theirs.
+_CHANCE_OF_THE_REST, _ROUNDS, _LEAST_SHARE_OF_TEXTS = 1e-6, 30, 0.03
 # What was counted for a tokenizer, by languages, rows and the size of its vocabulary: it takes seconds.
 _counted: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[Any, ...], Tensor]] = (
     weakref.WeakKeyDictionary()
@@ -184,6 +187,34 @@ def _count(languages: Mapping[str, Language], tokenizer: PreTrainedTokenizerBase
     # Those that begin and end a text do so once a sentence; which they are matters little: all are kept exactly.
     counts[special] = _EXPECTED_WORDS / _WORDS_OF_A_SENTENCE
     return counts
+
+
+def languages_in(
+    counted: Tensor, languages: Mapping[str, Language], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """Return which languages texts are written in, and their shares, as far as the tokens tell that were counted (V,).
+
+    The shares under which the words' frequencies make the counts likeliest (expectation maximisation); languages of few
+    tokens, which every text seems to hold some of, are left out.
+    """
+    special = [token for token in tokenizer.all_special_ids if token < len(counted)]
+    seen = counted.index_fill(0, torch.tensor(special, dtype=torch.int64), 0.0).nonzero().squeeze(1)
+    if not languages or not len(seen):
+        return {}
+    chances = torch.stack(
+        [counts_of_words({code: language}, tokenizer, len(counted))[seen] for code, language in languages.items()]
+    )
+    # Whatever no list of words holds is said in none of them.
+    chances = torch.cat([chances / _EXPECTED_WORDS, torch.full((1, len(seen)), _CHANCE_OF_THE_REST)])
+    weights = counted[seen].double()
+    shares = torch.full((len(chances),), 1 / len(chances), dtype=torch.float64)
+    for _ in range(_ROUNDS):
+        likely = shares[:, None] * chances
+        shares = (likely / likely.sum(0) * weights).sum(1) / weights.sum()
+    found = {
+        code: float(share) for code, share in zip(languages, shares, strict=False) if share >= _LEAST_SHARE_OF_TEXTS
+    }
+    return {code: share / sum(found.values()) for code, share in found.items()}
 
 
 def sentences_of(languages: Mapping[str, Language], count: int, seed: int) -> list[str]:

@@ -13,11 +13,13 @@ from transformers import PreTrainedTokenizerFast
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.evidence import gathering
 from hf_compact_embeddings.evidence import word_frequencies as module
+from hf_compact_embeddings.evidence.frequencies import count_tokens
 from hf_compact_embeddings.evidence.word_frequencies import (
     Language,
     counts_of_words,
     known_languages,
     languages_for,
+    languages_in,
     sentences_of,
 )
 from hf_compact_embeddings.modeling.architectures import find_input_table
@@ -150,3 +152,32 @@ def test_languages_that_are_asked_for_leave_little_to_others(monkeypatch: pytest
     assert share_of_finnish() > 0.1
     assert len(told) == 1 and "2 languages" in told[0] and "de, fi" in told[0]
     assert 0 < share_of_finnish(languages=["de"]) < 0.02 and len(told) == 1
+
+
+def test_texts_tell_their_languages_and_these_more_words() -> None:
+    german, finnish = words_of("de", 2000), words_of("fi", 2000)
+    tokenizer = word_tokenizer(german + finnish + words_of("en", 2000))
+    found, _ = languages_for(tokenizer)
+    assert list(found) == ["de", "en", "fi"]
+    texts = [*sentences_of({"de": found["de"]}, 300, seed=0), *sentences_of({"fi": found["fi"]}, 100, seed=0)]
+    model = tiny_model("llama-untied", vocab_size=len(tokenizer))
+    evidence = gathering.gather(model, find_input_table(model), tokenizer=tokenizer, texts=texts)
+    counted, counts = count_tokens(texts, tokenizer, len(tokenizer)), evidence.counts
+    shares = languages_in(counted, found, tokenizer)
+    assert shares == evidence.languages_of_texts and list(shares) == ["de", "fi"]
+    assert shares["de"] == pytest.approx(0.75, abs=0.08) and sum(shares.values()) == pytest.approx(1)
+    unseen = [token for word in german if counted[token := tokenizer.convert_tokens_to_ids(word)] == 0]
+    more = (counts[unseen] > 0).double().mean()
+    assert len(unseen) > 300 and more > 0.95, "rare words of a language, which a few texts leave out; digits are hidden"
+    seen = tokenizer.convert_tokens_to_ids(german[0])
+    assert counts[seen] / counts.sum() == pytest.approx(float(counted[seen] / counted.sum()), rel=0.3)
+    assert "with more words (de, fi)" in evidence.in_words({"counts"})
+    assert languages_in(torch.zeros(len(tokenizer)), found, tokenizer) == {}
+
+
+def test_what_a_tied_head_gives_is_what_comes_next_in_the_texts_that_were_given() -> None:
+    tokenizer = word_tokenizer(words_of("de", 2000))
+    model = tiny_model("llama", vocab_size=len(tokenizer))
+    texts = sentences_of(languages_for(tokenizer)[0], 50, seed=0)
+    evidence = gathering.gather(model, find_input_table(model), tokenizer=tokenizer, texts=texts)
+    assert torch.equal(evidence.counts, count_tokens(texts, tokenizer, len(tokenizer)))
