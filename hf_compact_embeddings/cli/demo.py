@@ -25,6 +25,7 @@ from ..modeling.options import StructureConfig
 from ..modeling.structure_rotated import RotatedConfig
 from ..modeling.structure_scalar import ScalarConfig
 from ..modeling.structure_subspace import SubspaceConfig
+from ..progress import other_bars_hidden
 from .outcome import Outcome, table
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -73,6 +74,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> Outcome:
     """Compress at each size, load without the package, and compare with the dense model."""
     source = options.model or find_model()
+    with other_bars_hidden():
+        results, sentences = _compare(source)
+    name = Path(source).name if options.model and Path(source).is_dir() else options.model or HUB_ID
+    return Outcome({"model": source, "results": results}, _text(name, sentences, results))
+
+
+def _compare(source: str) -> tuple[list[dict[str, Any]], int]:
+    """Return what there is to tell of each size, and how many sentences were compared."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     dense = AutoModel.from_pretrained(source)
     sentences = (Path(__file__).parent / "demo_sentences.txt").read_text(encoding="utf-8").splitlines()
@@ -88,7 +97,7 @@ def run(options: argparse.Namespace) -> Outcome:
         equal = _load_without_package(folders, dict(tokenizer(sentences, padding=True, return_tensors="pt")))
     for result, same in zip(results, equal, strict=True):
         result["loads_without_package"] = same
-    return Outcome({"model": source, "results": results}, _text(source, len(sentences), results))
+    return results, len(sentences)
 
 
 def find_model() -> str:
@@ -122,7 +131,7 @@ def _load_without_package(folders: list[Path], inputs: dict[str, torch.Tensor]) 
     return equal
 
 
-def _text(source: str, sentences: int, results: list[dict[str, Any]]) -> str:
+def _text(name: str, sentences: int, results: list[dict[str, Any]]) -> str:
     header = ["setting", "before", "after", "ratio", "mean cosine", "agreement", "without us"]
     rows = [
         [
@@ -137,7 +146,7 @@ def _text(source: str, sentences: int, results: list[dict[str, Any]]) -> str:
         for result in results
     ]
     return (
-        f"\nThe embedding table of {Path(source).name if Path(source).is_dir() else source}, compressed\n\n"
+        f"\nThe embedding table of {name}, compressed\n\n"
         f"{table(header, rows)}\n\n"
         "before, after: bytes of the table as saved, everything counted (codes, tables, rows kept exactly)\n"
         "mean cosine:   between the decoded and the original rows\n"
