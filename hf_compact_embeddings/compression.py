@@ -70,8 +70,9 @@ def compress(
             to the model, and special tokens are kept exactly.
         token_counts: how often each token occurs (V,), or where that is to be taken from: "words", the frequencies of
             words in `languages`; "tokenizer", as far as that itself tells; "uniform", all alike. By default from
-            `texts`, else from words where the package `wordfreq` is installed, else from the tokenizer. Where a head
-            scores through the table, rows weigh half by this and half by how often the model might give them.
+            `texts` and words of the languages that they are written in, else from words where the package `wordfreq`
+            is installed, else from the tokenizer. Where a head scores through the table, texts count alone, and rows
+            weigh half by counts and half by how often the model might give them.
         texts: texts like those that the model will read: strings, rows, files, folders, or the name of a data set of
             the Hub, as `read_texts` takes them. Without them the model reads texts that are made.
         languages: codes of the languages whose words count, as "de"; by default all that the vocabulary shows.

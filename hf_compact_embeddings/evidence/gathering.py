@@ -50,7 +50,7 @@ _SHARE_OF_WORDS, _SHARE_OF_ASKED_WORDS = 0.75, 0.98
 # Of words of the languages that texts are written in, beside what was counted in these.
 _SHARE_BESIDE_TEXTS = 0.5
 # What is found once for all tables of a model.
-_OF_ALL_TABLES = ("counts", "languages", "token_strings", "readable_texts", "contextual_states")
+_OF_ALL_TABLES = ("_told_counts", "languages", "token_strings", "readable_texts", "contextual_states")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +68,6 @@ class Evidence:
         seed: of all random choices.
         device: where to fit.
         findings: what fits find on their way, for the next ones.
-        languages_of_texts: in which texts turned out to be written, and their shares.
     """
 
     model: PreTrainedModel
@@ -81,7 +80,6 @@ class Evidence:
     seed: int
     device: torch.device
     findings: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
-    languages_of_texts: dict[str, float] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def rows(self) -> Tensor:
@@ -91,6 +89,35 @@ class Evidence:
     @cached_property
     def counts(self) -> Tensor | None:
         """How often each token occurs (V,), or None where nothing tells."""
+        counted, shares = self._told_counts, self.languages_of_texts
+        if counted is None or self.tokenizer is None or not shares:
+            return counted
+        with stage("Counting tokens"):
+            found, size = languages_for(self.tokenizer)[0], len(counted)
+            parts = [
+                share * counts_of_words({code: found[code]}, self.tokenizer, size) for code, share in shares.items()
+            ]
+        words = torch.stack(parts).sum(0)
+        return (1 - _SHARE_BESIDE_TEXTS) * counted * (words.sum() / counted.sum()) + _SHARE_BESIDE_TEXTS * words
+
+    @cached_property
+    def languages_of_texts(self) -> dict[str, float]:
+        """Languages that texts are written in, and their shares, where words of these count beside them.
+
+        A few texts hold few of their languages' words. Not where a head scores through the table: what it gives is what
+        comes next in these very texts.
+        """
+        counted = self._told_counts
+        if self.counts_from != "texts" or self.tokenizer is None or counted is None or not is_available():
+            return {}
+        if scoring_heads(self.model, self.table):
+            return {}
+        with stage("Counting tokens"):
+            return languages_in(counted, languages_for(self.tokenizer)[0], self.tokenizer)
+
+    @cached_property
+    def _told_counts(self) -> Tensor | None:
+        """Counts (V,) as whatever they come from tells them."""
         if self.counts_from in ("given", "uniform") or self.tokenizer is None:
             return self.given_counts
         with stage("Counting tokens"):
@@ -100,7 +127,7 @@ class Evidence:
         """Count tokens where the counts come from."""
         rows = len(self.rows)
         if self.counts_from == "texts" and self.texts is not None:
-            return self._with_more_words(count_tokens(self.texts, tokenizer, rows), tokenizer)
+            return count_tokens(self.texts, tokenizer, rows)
         own = counts_from_tokenizer(tokenizer, rows)
         if not self.languages:
             return own
@@ -109,23 +136,6 @@ class Evidence:
             return words
         share = _SHARE_OF_WORDS if self.asked_languages is None else _SHARE_OF_ASKED_WORDS
         return share * words + (1 - share) * own * (words.sum() / own.sum())
-
-    def _with_more_words(self, counted: Tensor, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """Add the words of the languages that texts are written in: a few texts hold few of them.
-
-        Not where a head scores through the table: what it gives is what comes next in these very texts.
-        """
-        if not is_available() or scoring_heads(self.model, self.table):
-            return counted
-        found, _ = languages_for(tokenizer)
-        shares = languages_in(counted, found, tokenizer)
-        self.languages_of_texts.update(shares)
-        if not shares:
-            return counted
-        size = len(counted)
-        parts = [share * counts_of_words({code: found[code]}, tokenizer, size) for code, share in shares.items()]
-        words = torch.stack(parts).sum(0)
-        return (1 - _SHARE_BESIDE_TEXTS) * counted * (words.sum() / counted.sum()) + _SHARE_BESIDE_TEXTS * words
 
     @cached_property
     def languages(self) -> dict[str, Language]:

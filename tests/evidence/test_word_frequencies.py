@@ -14,6 +14,7 @@ import hf_compact_embeddings as hce
 from hf_compact_embeddings.evidence import gathering
 from hf_compact_embeddings.evidence import word_frequencies as module
 from hf_compact_embeddings.evidence.frequencies import count_tokens
+from hf_compact_embeddings.evidence.tables import find_tables
 from hf_compact_embeddings.evidence.word_frequencies import (
     Language,
     counts_of_words,
@@ -175,9 +176,13 @@ def test_texts_tell_their_languages_and_these_more_words() -> None:
     assert languages_in(torch.zeros(len(tokenizer)), found, tokenizer) == {}
 
 
-def test_what_a_tied_head_gives_is_what_comes_next_in_the_texts_that_were_given() -> None:
+@pytest.mark.parametrize("architecture", ["llama", "llama-untied"])
+def test_what_a_head_gives_is_what_comes_next_in_the_texts_that_were_given(architecture: str) -> None:
     tokenizer = word_tokenizer(words_of("de", 2000))
-    model = tiny_model("llama", vocab_size=len(tokenizer))
+    model = tiny_model(architecture, vocab_size=len(tokenizer))
     texts = sentences_of(languages_for(tokenizer)[0], 50, seed=0)
-    evidence = gathering.gather(model, find_input_table(model), tokenizer=tokenizer, texts=texts)
-    assert torch.equal(evidence.counts, count_tokens(texts, tokenizer, len(tokenizer)))
+    tables = find_tables(model, "all")
+    evidence = gathering.gather(model, tables[0], tokenizer=tokenizer, texts=texts)
+    counted = count_tokens(texts, tokenizer, len(tokenizer))
+    assert torch.equal(evidence.counts, counted) == (len(tables) == 1) == (architecture == "llama")
+    assert torch.equal(evidence.of(tables[-1]).counts, counted), "whatever was found for the input table first"
