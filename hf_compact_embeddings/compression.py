@@ -152,7 +152,7 @@ def _fit(
     """Fit to a table, by a configuration or by what a plan says that holds options, which give a budget."""
     if config is None:
         with stage("Planning"):
-            config = plan_for(evidence, cheap=efforts.cheap_settings(effort), only_best=True, **options)[0].config
+            config = plan_for(evidence, cheap=efforts.cheap_settings(effort), **options)[0].config
     elif config.max_bytes is not None:
         config = dataclasses.replace(config, max_bytes=share_of(config.max_bytes, tables, evidence.table))
     with stage("Fitting"):

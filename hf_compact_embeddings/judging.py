@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .fitting import FitSource, Method, fit_structure
 from .fitting.methods import Prediction, private_row_bytes, stored_bytes
-from .fitting.spectrum import covariance, metric_roots, shannon_bound
+from .fitting.spectrum import covariance, metric_roots
 from .modeling.errors import CompactConfigError
 from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding
@@ -45,8 +45,8 @@ class Judge:
     Errors are relative MSE in the metric of the fit, rows weighing by their counts where these are known.
     """
 
-    def __init__(self, source: FitSource, budget: int, only_best: bool = False) -> None:
-        """Draw the rows to try candidates on; with `only_best`, those that cannot win are left out, not guessed at."""
+    def __init__(self, source: FitSource, budget: int) -> None:
+        """Draw the rows to try candidates on."""
         table, counts = source.table, source.counts
         weights = FitSource(table, counts=counts).row_weights(1.0)
         weights = torch.ones(len(table)) if weights is None else weights
@@ -56,7 +56,6 @@ class Judge:
         spread = spread if root is None else root @ spread @ root
         self.eigenvalues = torch.linalg.eigvalsh(spread).clamp(min=0.0)
         self.source, self.budget = dataclasses.replace(source, max_bytes=None), budget
-        self.only_best = only_best
         given = None if counts is None else weights
 
         def sample(size: int) -> _Sample:
@@ -80,17 +79,15 @@ class Judge:
             progress.update(len(foreseen) - len(within))
             least = None
             for config, prediction in within:
-                share = prediction.expected_error / max(within[0][1].expected_error, 1e-300)
-                if least is None or not self.only_best or share <= _HOPELESS_BY_MODEL:
-                    judged = self._tried(config, prediction, share, least)
-                    least = judged.error if least is None else min(least, judged.error)
-                    yield judged
+                judged = self._tried(config, prediction, within[0][1], least)
+                least = judged.error if least is None else min(least, judged.error)
                 progress.update()
+                yield judged
             for method, config in candidates:
                 if method.predict is not None:
                     continue
                 size = self._stored(method, config)
-                if size <= self.budget and not self._is_beyond(size, least):
+                if size <= self.budget:
                     judged = self._fitted(config, size, least)
                     least = judged.error if least is None else min(least, judged.error)
                     yield judged
@@ -106,15 +103,12 @@ class Judge:
         found = method.predict(config, dataclasses.replace(self.source, max_bytes=left))
         return dataclasses.replace(found, bytes=found.bytes + exact)
 
-    def _is_beyond(self, size: int, least: float | None) -> bool:
-        """Whether nothing that spends the same bits on every row can win, where only the best is asked for."""
-        if least is None or not self.only_best:
-            return False
-        return shannon_bound(self.eigenvalues, 8 * size / self.source.table.numel()) > _HOPELESS * least
-
     @torch.no_grad()
-    def _tried(self, config: StructureConfig, prediction: Prediction, share: float, least: float | None) -> Judged:
-        """Code some rows by a method's own plan, unless that expects too many times the likeliest's error."""
+    def _tried(
+        self, config: StructureConfig, prediction: Prediction, likeliest: Prediction, least: float | None
+    ) -> Judged:
+        """Code some rows by a method's own plan; what the likeliest candidate left tells of one without a chance."""
+        share = prediction.expected_error / max(likeliest.expected_error, 1e-300)
         if least is not None and share > _HOPELESS_BY_MODEL and not self.source.tied:
             return Judged(config, prediction.bytes, min(1.0, least * share), rough=True)
         ids, position = self.coded.ids.sort()

@@ -132,12 +132,9 @@ def plan_for(
     private_rows: int = 0,
     tied: bool | None = None,
     cheap: Mapping[str, Any] | None = None,
-    only_best: bool = False,
     **options: Any,
 ) -> list[Plan]:
     """Return what `plan()` does, from evidence that is gathered already.
-
-    With `only_best`, candidates that cannot be the best may be missing.
 
     With `cheap`, settings that save time, candidates have these where they have such a field and `options` says nothing
     of it; and those that only a fit to a sample can judge are left out where there are others.
@@ -158,7 +155,7 @@ def plan_for(
     if tied is None:
         tied = source.tied
     name = "head" if isinstance(evidence.table, HeadTable) else "input"
-    judge = Judge(dataclasses.replace(source, tied=bool(tied)), budget, only_best)
+    judge = Judge(dataclasses.replace(source, tied=bool(tied)), budget)
     plans = []
     for one in judge.judged(found):
         bound = shannon_bound(judge.eigenvalues, 8 * one.bytes / weight.numel())

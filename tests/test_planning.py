@@ -14,11 +14,9 @@ from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedModel
 import hf_compact_embeddings as hce
 from hf_compact_embeddings import judging, planning
 from hf_compact_embeddings.cli.main import main
-from hf_compact_embeddings.evidence import gather
 from hf_compact_embeddings.fitting import FitSource, fit_blocks, fit_rotated, fit_structure, method_of
 from hf_compact_embeddings.fitting import weights as weights_of_rows
 from hf_compact_embeddings.fitting.methods import Prediction
-from hf_compact_embeddings.modeling.architectures import find_input_table
 
 from .tiny_models import tiny_model
 
@@ -294,21 +292,6 @@ def test_a_candidate_beyond_the_budget_is_no_measure_for_others(table: Tensor, l
     judge = judging.Judge(source, TABLE_BYTES // 16)
     judged = list(judge.judged([(method, candidate) for candidate in (config, *others)]))
     assert {one.config for one in judged} == set(others) and not any(one.rough for one in judged)
-
-
-def test_who_asks_for_the_best_alone_gets_the_same_and_waits_for_fewer(
-    table: Tensor, counts: Tensor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fits: list[str] = []
-    fit = judging.Judge._extrapolated
-    monkeypatch.setattr(judging.Judge, "_extrapolated", lambda *given: fits.append("") or fit(*given))
-    model = model_with(table)
-    evidence = gather(model, find_input_table(model), token_counts=counts)
-    everyone = planning.plan_for(evidence, ratio=8)
-    tried, rough = len(fits), [one for one in everyone if one.rough]
-    best = planning.plan_for(evidence, ratio=8, only_best=True)
-    assert best[0].config == everyone[0].config and best[0].predicted_error == everyone[0].predicted_error
-    assert rough and len(fits) - tried < tried, "what cannot win is not fitted to a sample"
 
 
 def test_candidates_and_the_fit_share_what_they_find_alike(table: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
