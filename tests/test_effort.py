@@ -144,10 +144,7 @@ def test_best_calibrates_every_kind_of_model(architecture: str, head: str | None
     noted = calibration_of(compact)
     assert noted["share"] > 0 and noted["held_out_loss"]["now"] < noted["held_out_loss"]["fit"]
     causal = architecture == "llama" and head is None
-    usual = set(choose_losses(compact, True, None))
-    assert noted["losses"].keys() == (
-        {"logits"} if causal else usual if "logits" in usual else usual - {"states"} | {"all_states"}
-    )
+    assert noted["losses"] == choose_losses(compact, True, None)
     assert noted["trains"] == ("tables+norms" if causal else "all")
     assert tokenizer.pad_token is None or head != "LlamaModel", "the tokenizer is as it was"
 

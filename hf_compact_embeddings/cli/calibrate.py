@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--texts-pair-column", metavar="NAME", help="where rows have a second text, to be read together with the first"
     )
     parser.add_argument("--output", required=True, help="folder to write; must be absent or empty")
-    parser.add_argument("--trains", default="tables", help="tables (default), tables+norm, tables+norms, or all")
+    parser.add_argument("--trains", help="tables, tables+norm, tables+norms, or all; by default what suits the model")
     parser.add_argument(
         "--loss",
         dest="losses",
@@ -34,12 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="states, all_states, sentence, relations, logits, labels; by default what suits the model",
     )
     parser.add_argument("--steps", type=int, help="at most; by default three passes over the texts")
-    parser.add_argument("--batch-size", type=int, default=32, help="texts a step and process")
-    parser.add_argument("--learning-rate", type=float, default=5e-5, help="of everything but the table")
+    parser.add_argument("--batch-size", type=int, help="texts a step and process; by default what suits the model")
     parser.add_argument(
-        "--table-learning-rate", type=float, default=0.02, help="of the table, as a share of its values' size"
+        "--learning-rate", type=float, help="of everything but the table; by default what suits the model and its ratio"
     )
-    parser.add_argument("--max-length", type=int, default=128, help="of a text in tokens")
+    parser.add_argument(
+        "--table-learning-rate", type=float, help="of the table, as a share of its values' size; by default as above"
+    )
+    parser.add_argument("--max-length", type=int, help="of a text in tokens; by default what suits the model")
     parser.add_argument("--cache", metavar="DIR", help="keep the teacher's outputs there")
     parser.add_argument("--work", metavar="DIR", help="keep checkpoints there, and go on from the newest one")
     parser.add_argument("--seed", type=int, default=42, help="of all random choices")
@@ -64,10 +66,13 @@ def run(options: argparse.Namespace) -> Outcome:
     require_free_folder(options.output)
     texts = texts_of(options, options.texts_pair_column)
     losses = dict(parse_setting(loss, "--loss") for loss in options.losses) or None
-    settings: dict[str, Any] = {
-        "max_steps": -1 if options.steps is None else options.steps,
+    asked = {
+        "max_steps": options.steps,
         "per_device_train_batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
+    }
+    settings: dict[str, Any] = {
+        **{name: value for name, value in asked.items() if value is not None},
         "seed": options.seed,
         "disable_tqdm": options.json,
         **dict(parse_setting(setting, "--set") for setting in options.settings),

@@ -22,6 +22,7 @@ from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.transformers_internals import native_class
 from .losses import choose_losses, predicts, run
 from .matching import fingerprint, require_match, require_same_tokens
+from .recipes import Recipe, recipe_for
 from .rows import Collator, Encoder, HeldRows, StreamedRows, split_batch
 from .teacher_cache import TeacherCache, is_cache, write_cache
 from .trainer import CalibrationError, CalibrationTrainer, last_checkpoint, round_tables
@@ -40,9 +41,9 @@ def calibrate(
     teacher: PreTrainedModel | str | Path | None = None,
     args: TrainingArguments | Mapping[str, Any] | None = None,
     losses: Mapping[str, float] | None = None,
-    trains: str = "tables",
-    table_learning_rate: float = 0.02,
-    max_length: int = 128,
+    trains: str | None = None,
+    table_learning_rate: float | None = None,
+    max_length: int | None = None,
     predicted_share: float | None = None,
     cache: str | Path | None = None,
     eval_texts: Any = None,
@@ -51,15 +52,18 @@ def calibrate(
 ) -> PreTrainedModel:
     """Train a compact model on texts, in place, and return it; its tables end rounded to their storage dtypes.
 
+    What is not given follows the model and how small its table is: the settings that were measured to be best there.
+
     Args:
         compact: the model.
         texts: what `read_texts` takes, with pairs where the model reads two together; not read if `cache` is complete.
         tokenizer: of both models.
         teacher: the original, or its Hub id or folder; without it the text itself is the goal ("labels").
-        args: `TrainingArguments`, or a dictionary of its fields; what is saved stays in its `output_dir`, if given.
-        losses: weights by name, as `choose_losses` explains them; by default what suits the model.
+        args: `TrainingArguments`, or a dictionary of its fields, to which learning rate, warm-up and batch size are
+            added; what is saved stays in its `output_dir`, if given.
+        losses: weights by name, as `choose_losses` explains them.
         trains: "tables"; "tables+norm", with the normalisation that reads the table; "tables+norms", with all of them,
-            the one before the head among them; or "all".
+            the one before the head among them, as for causal models; or "all", as for others.
         table_learning_rate: as a share of the root mean square of each tensor of the table; `args` has all others'.
         max_length: of a text in tokens. Where tokens are predicted, texts are joined and cut to exactly this.
         predicted_share: of the tokens that are predicted; by default 0.15 behind a mask, and all that come next.
@@ -69,10 +73,14 @@ def calibrate(
         resume_from_checkpoint: True for the newest whole checkpoint in `output_dir`, if there is one; or its path.
     """
     _require_compact(compact, trains)
-    with _arguments(args) as arguments:
+    recipe = recipe_for(compact)
+    trains = recipe.trains if trains is None else trains
+    max_length = recipe.max_length if max_length is None else max_length
+    table_learning_rate = recipe.table_learning_rate if table_learning_rate is None else table_learning_rate
+    with _arguments(args, recipe) as arguments:
         teacher = _loaded(teacher, compact, tokenizer)
         collator = Collator(tokenizer)
-        weights = choose_losses(compact, teacher is not None or is_cache(cache), losses)
+        weights = choose_losses(compact, teacher is not None or is_cache(cache), losses, cache is not None)
         require_match(compact, teacher, tokenizer, weights)
         encoder = encoder_for(compact, tokenizer, weights, max_length, predicted_share, arguments.seed)
         rows = _rows(texts, encoder, teacher, weights, cache, arguments)
@@ -91,23 +99,24 @@ def calibrate(
     return compact
 
 
-def _require_compact(compact: PreTrainedModel, trains: str) -> None:
+def _require_compact(compact: PreTrainedModel, trains: str | None) -> None:
     if not isinstance(compact, CompactModelMixin):
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
-    if trains not in TRAINS:
+    if trains is not None and trains not in TRAINS:
         raise CompactConfigError(f"`trains` is {trains!r}, but allowed are {', '.join(map(repr, TRAINS))}.")
 
 
 @contextmanager
-def _arguments(args: TrainingArguments | Mapping[str, Any] | None) -> Iterator[TrainingArguments]:
-    """Give the arguments of Trainer, with a temporary folder if they name none."""
+def _arguments(args: TrainingArguments | Mapping[str, Any] | None, recipe: Recipe) -> Iterator[TrainingArguments]:
+    """Give the arguments of Trainer, with those of the recipe and a temporary folder where a dictionary names none."""
     with tempfile.TemporaryDirectory(prefix="calibration-") as scratch:
         if isinstance(args, TrainingArguments):
             # Fields of it change below.
             arguments = copy.copy(args)
         else:
             given = dict(args or {})
-            fields = {"output_dir": scratch, "learning_rate": 5e-5, "save_strategy": "steps", **given}
+            usual = {"learning_rate": recipe.learning_rate, "per_device_train_batch_size": recipe.batch}
+            fields = {"output_dir": scratch, "save_strategy": "steps", "warmup_steps": 0.1, **usual, **given}
             if "output_dir" not in given and "save_strategy" not in given:
                 fields["save_strategy"] = "no"
             try:

@@ -66,7 +66,9 @@ class Target:
     best_scores: Tensor | None = None
 
 
-def choose_losses(compact: PreTrainedModel, teacher: bool, losses: Mapping[str, float] | None) -> dict[str, float]:
+def choose_losses(
+    compact: PreTrainedModel, teacher: bool, losses: Mapping[str, float] | None, final_states_only: bool = False
+) -> dict[str, float]:
     """Return the weight of each loss: as asked for, or those that suit the model.
 
     Args:
@@ -74,8 +76,9 @@ def choose_losses(compact: PreTrainedModel, teacher: bool, losses: Mapping[str, 
         teacher: whether there is a teacher.
         losses: weights of "states" or "all_states" (hidden states), "sentence" (mean-pooled vectors), "relations"
             (cosines among the sentences of a batch), "logits" (divergence at the predicted tokens) and "labels" (the
-            tokens themselves). By default logits and states for a language model; states, sentence and relations for
-            any other.
+            tokens themselves). By default logits for a causal model, with states for a masked LM; all states, sentence
+            and relations for any other.
+        final_states_only: whether no other states are at hand, which matters where nothing is asked for.
     """
     scores_tokens = is_masked_lm(compact) or is_causal_lm(compact)
     if losses is None:
@@ -85,10 +88,14 @@ def choose_losses(compact: PreTrainedModel, teacher: bool, losses: Mapping[str, 
             )
         if not teacher:
             losses = {"labels": 1.0}
+        elif is_causal_lm(compact):
+            losses = {"logits": 1.0}
         elif scores_tokens:
             losses = {"logits": 1.0, "states": 1.0}
-        else:
+        elif final_states_only:
             losses = {"states": 1.0, "sentence": 1.0, "relations": 1.0}
+        else:
+            losses = {"all_states": 2.0, "sentence": 1.0, "relations": 1.0}
     unknown = sorted(set(losses) - set(LOSSES))
     if unknown or not losses:
         raise CompactConfigError(

@@ -48,7 +48,6 @@ _RATES = ((10.0, 2e-5, 0.002), (50.0, 1e-4, 0.005), (250.0, 1e-4, 0.01), (math.i
 # measured (`benchmarks/frontier/tied_calibrated.py`); those below are lower, as for layers, and a guess.
 _CAUSAL_RATES = ((10.0, 3e-4, 0.003), (20.0, 6e-4, 0.006), (35.0, 1e-3, 0.01), (math.inf, 1.5e-3, 0.015))
 _CAUSAL_WINDOW, _CAUSAL_BATCH = 256, 4
-_SENTENCE_LOSSES = {"all_states": 2.0, "sentence": 1.0, "relations": 1.0}
 
 
 def recipe_for(compact: PreTrainedModel) -> Recipe:
@@ -56,14 +55,14 @@ def recipe_for(compact: PreTrainedModel) -> Recipe:
     tables = compact.compact_tables.values()
     weights = sum(table.num_embeddings * table.embedding_dim for table in tables)
     ratio = 4 * weights / sum(table.nbytes for table in tables)
+    losses = choose_losses(compact, True, None)
     if is_causal_lm(compact):
         rate, table_rate = _rates(_CAUSAL_RATES, ratio)
-        return Recipe({"logits": 1.0}, _CAUSAL_WINDOW, _CAUSAL_BATCH, rate, table_rate, trains="tables+norms")
+        return Recipe(losses, _CAUSAL_WINDOW, _CAUSAL_BATCH, rate, table_rate, trains="tables+norms")
     rate, table_rate = _rates(_RATES, ratio)
-    losses = choose_losses(compact, True, None)
     if predicts(losses):
         return Recipe(losses, 128, 16, rate, table_rate)
-    return Recipe(_SENTENCE_LOSSES, 64, 32, rate, table_rate)
+    return Recipe(losses, 64, 32, rate, table_rate)
 
 
 def _rates(table: tuple[tuple[float, float, float], ...], ratio: float) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.evidence.texts import HubTexts
 from hf_compact_embeddings.training.calibration import calibrate
 from hf_compact_embeddings.training.losses import run
+from hf_compact_embeddings.training.recipes import recipe_for
 from hf_compact_embeddings.training.trainer import (
     EXACT_TABLE,
     CalibrationError,
@@ -58,7 +59,7 @@ def test_the_table_comes_nearer_and_nothing_else_moves(case: Case) -> None:
     teacher, compact = compress_tiny("bert", case)
     before, original = copy.deepcopy(compact.state_dict()), copy.deepcopy(teacher.state_dict())
     seen = Losses()
-    assert tiny_calibrate(compact, teacher, callbacks=[seen], args={"max_steps": 15}) is compact
+    assert tiny_calibrate(compact, teacher, trains="tables", callbacks=[seen], args={"max_steps": 15}) is compact
     path = compact.input_table_path + "."
     moved = {name for name, tensor in compact.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved and all(name.startswith(path) and before[name].is_floating_point() for name in moved), moved
@@ -111,6 +112,22 @@ def test_architectures_and_losses(architecture: str, losses: dict | None) -> Non
     args = {"max_steps": 12, "eval_on_start": True, "eval_strategy": "steps", "eval_steps": 12}
     tiny_calibrate(compact, teacher, losses=losses, callbacks=[seen], eval_texts=tiny_texts(40), args=args)
     assert len(seen.held_out) == 2 and seen.held_out[1] < seen.held_out[0]
+
+
+@pytest.mark.parametrize(("architecture", "head"), [("llama", None), ("bert", None), ("bert", "BertModel")])
+def test_what_is_not_given_follows_the_model(architecture: str, head: str | None) -> None:
+    teacher, compact = compress_tiny(architecture, CASE, head=head)
+    recipe, given = recipe_for(compact), {"texts": tiny_texts(20), "tokenizer": tiny_tokenizer(), "teacher": teacher}
+    usual = copy.deepcopy(compact)
+    calibrate(usual, **given, args={"max_steps": 1, "use_cpu": True, "disable_tqdm": True})
+    noted = usual.config.compact_source["calibration"]
+    assert noted["losses"] == recipe.losses and noted["trains"] == recipe.trains
+    rates = (noted["learning_rate"], noted["table_learning_rate"])
+    assert rates == (recipe.learning_rate, recipe.table_learning_rate) and noted["batch_size"] == recipe.batch
+    tiny_calibrate(compact, teacher, trains="tables", losses={"states": 1.0}, args={"learning_rate": 3e-6})
+    noted = compact.config.compact_source["calibration"]
+    assert noted["losses"] == {"states": 1.0} and noted["trains"] == "tables"
+    assert (noted["learning_rate"], noted["table_learning_rate"], noted["batch_size"]) == (3e-6, 0.01, 8)
 
 
 @pytest.mark.parametrize(
@@ -446,14 +463,15 @@ def test_an_encoder_decoder_learns_states() -> None:
     teacher, compact = compress_tiny("bart", CASE)
     seen = Losses()
     tiny_calibrate(compact, teacher, callbacks=[seen])
-    assert {"loss_states", "loss_sentence", "loss_relations"} <= set(seen.logs[0])
+    assert {"loss_all_states", "loss_sentence", "loss_relations"} <= set(seen.logs[0])
 
 
 def test_both_tables_are_trained_and_rounded(tmp_path: Path) -> None:
     teacher = tiny_model("llama-untied")
     compact = hce.compress(teacher, CASE.method, tables="all", **CASE.options)
     before = copy.deepcopy(compact.state_dict())
-    tiny_calibrate(compact, teacher, args={"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 3})
+    args = {"output_dir": str(tmp_path), "save_strategy": "steps", "save_steps": 3}
+    tiny_calibrate(compact, teacher, trains="tables", args=args)
     moved = {name for name, tensor in compact.state_dict().items() if not torch.equal(tensor, before[name])}
     homes = tuple(f"{path}." for path in compact.compact_tables)
     assert all(name.startswith(homes) for name in moved)

@@ -91,7 +91,11 @@ def test_the_losses_that_suit_a_model() -> None:
     _, encoder = compress_tiny("bert", CASE, head="BertModel")
     assert choose_losses(masked, True, None) == {"logits": 1.0, "states": 1.0}
     assert choose_losses(masked, False, None) == {"labels": 1.0}
-    assert choose_losses(encoder, True, None) == {"states": 1.0, "sentence": 1.0, "relations": 1.0}
+    assert choose_losses(encoder, True, None) == {"all_states": 2.0, "sentence": 1.0, "relations": 1.0}
+    final = choose_losses(encoder, True, None, final_states_only=True)
+    assert final == {"states": 1.0, "sentence": 1.0, "relations": 1.0}
+    _, causal = compress_tiny("llama", CASE)
+    assert choose_losses(causal, True, None) == {"logits": 1.0}
 
 
 @pytest.mark.parametrize(

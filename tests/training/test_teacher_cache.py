@@ -12,7 +12,7 @@ import torch
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.training import teacher_cache
 from hf_compact_embeddings.training.calibration import calibrate
-from hf_compact_embeddings.training.losses import run
+from hf_compact_embeddings.training.losses import choose_losses, run
 from hf_compact_embeddings.training.rows import Collator, Encoder
 from hf_compact_embeddings.training.teacher_cache import TeacherCache, write_cache
 
@@ -51,8 +51,11 @@ def test_training_from_the_cache_is_training_with_the_teacher(head: str, tmp_pat
     teacher, live = compress_tiny("bert", CASE, head=head)
     cached, alone = copy.deepcopy(live), copy.deepcopy(live)
     options = {"texts": tiny_texts(40), "tokenizer": tiny_tokenizer(), "max_length": 16, "args": ARGS}
+    options |= {"trains": "tables", "table_learning_rate": 0.02}
     before = copy.deepcopy(live.state_dict())
-    calibrate(live, teacher=teacher, **options)
+    # A cache has no states but the final ones.
+    usual = choose_losses(live, True, None, final_states_only=True)
+    calibrate(live, teacher=teacher, losses=usual, **options)
     calibrate(cached, teacher=teacher, cache=tmp_path / "cache", **options)
     # The teacher and the texts are not needed any more.
     options.pop("texts")
