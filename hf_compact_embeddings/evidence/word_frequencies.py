@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ from ..modeling.errors import CompactConfigError
 _EXTRA = "pip install 'hf_compact_embeddings[words]'"
 # Words in all languages together, so that many languages take no longer than one.
 _WORDS = 60_000
-_LEAST_WORDS = 4_000
+_LEAST_WORDS = 2_500
 # A language is in the vocabulary if so many of its words are one token each. The most frequent of all do not count:
 # they are short, and many languages have some of them.
 _WORDS_TO_JUDGE = slice(100, 500)
@@ -176,10 +177,9 @@ def _count(languages: Mapping[str, Language], tokenizer: PreTrainedTokenizerBase
         forms = language.forms()
         while batch := list(itertools.islice(forms, _FORMS_PER_BATCH)):
             encoded = _pieces([form for form, _ in batch], tokenizer)
-            ids = torch.tensor([token for pieces in encoded for token in pieces], dtype=torch.int64)
-            shares = torch.tensor(
-                [share for (_, share), pieces in zip(batch, encoded, strict=True) for _ in pieces], dtype=torch.float64
-            )
+            ids = torch.from_numpy(np.fromiter(itertools.chain.from_iterable(encoded), np.int64))
+            shares = torch.tensor([share for _, share in batch], dtype=torch.float64)
+            shares = shares.repeat_interleave(torch.tensor([len(pieces) for pieces in encoded]))
             inside = ids < rows
             counts.index_add_(0, ids[inside], shares[inside])
     counts *= _EXPECTED_WORDS / max(1, len(languages))

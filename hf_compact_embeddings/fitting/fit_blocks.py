@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,16 +34,21 @@ class _Frame:
     Attributes:
         plan: blocks and tiers.
         tiers: of each row (V,), int64.
-        means: of each tier (T, D), as stored.
         axes: principal ones.
         order: rows, the costliest first (V,).
+        find_means: gives `means`.
     """
 
     plan: BlockPlan
     tiers: Tensor
-    means: Tensor
     axes: PrincipalAxes
     order: Tensor
+    find_means: Callable[[], Tensor]
+
+    @functools.cached_property
+    def means(self) -> Tensor:
+        """Means of each tier (T, D), as stored: found when rows are coded, since planning does without."""
+        return self.find_means()
 
     def coordinates(self, table: Tensor, ids: Tensor, project: Tensor) -> Tensor:
         """Return the coordinates (n, r) of rows (n,)."""
@@ -97,13 +103,16 @@ def _find_frame(options: BlocksConfig, source: FitSource) -> tuple[TableWeights,
         lambda plan: stored_bytes(options, _layout(options, plan, width), width),
     )
     logger.info("Blocks of %s axes; %s of them for %s rows.", plan.widths, plan.blocks, plan.rows)
-    dtype = STORAGE_DTYPES[options.storage_dtype]
+    parts = order.split(list(plan.rows))
     tiers = torch.empty(rows, dtype=torch.int64)
-    means = []
-    for tier, ids in enumerate(order.split(list(plan.rows))):
+    for tier, ids in enumerate(parts):
         tiers[ids] = tier
-        means.append(mean_row(table.__getitem__, weights.axes, ids).to(dtype).float())
-    return weights, _Frame(plan, tiers, torch.stack(means), axes, order)
+
+    def means() -> Tensor:
+        found = [mean_row(table.__getitem__, weights.axes, ids) for ids in parts]
+        return torch.stack(found).to(STORAGE_DTYPES[options.storage_dtype]).float()
+
+    return weights, _Frame(plan, tiers, axes, order, means)
 
 
 def _layout(options: BlocksConfig, plan: BlockPlan, width: int) -> BlocksLayout:
