@@ -23,8 +23,8 @@ from .progress import step
 _FITTED_ROWS, _CODED_ROWS = 8192, 2048
 # A first look, at so small a part of the former, tells which candidates are hopeless.
 _FIRST_LOOK = 4
-# How much more error than the best has who cannot win: 1 dB by a fit to few rows, 3 dB by what that lets expect of many,
-# and 1.5 dB by a cost model alone.
+# How much more error than the best has who cannot win: 1 dB by a fit to few rows, 3 dB by what that lets expect of
+# many, and 1.5 dB by a cost model alone.
 _HOPELESS, _HOPELESS_EXPECTED, _HOPELESS_BY_MODEL = 10**0.1, 10**0.3, 10**0.15
 _HEAD_TRIALS = 5
 

@@ -40,6 +40,11 @@ def add_token_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON list with a count for each token id; or `words`, the frequencies of words in a language; "
         "`tokenizer`, as far as that itself tells; `uniform`, all alike. By default from --texts, else from words",
     )
+    add_language_argument(parser)
+
+
+def add_language_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare whose words tell how often tokens occur."""
     parser.add_argument(
         "--language",
         dest="languages",

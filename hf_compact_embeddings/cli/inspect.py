@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..checkpoints import changed_code, load_compact, load_dense
+from ..checkpoints import changed_code, load_compact, load_dense, load_tokenizer
 from ..evaluation.report import inspect
+from .arguments import add_language_argument
 from .outcome import Outcome
 
 
@@ -13,12 +14,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("model", help="Hub id or folder of a compact model")
     parser.add_argument("--against", metavar="MODEL", help="Hub id or folder of the dense model, for the fidelity")
+    add_language_argument(parser)
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Load and report."""
     dense = None if options.against is None else load_dense(options.against)
-    report = inspect(load_compact(options.model), against=dense)
+    compact = load_compact(options.model)
+    # Only beside the dense table are there errors, of frequent tokens and of rare ones.
+    tokenizer = None if dense is None else load_tokenizer(options.model)
+    report = inspect(compact, against=dense, tokenizer=tokenizer, languages=options.languages)
     changed = changed_code(options.model)
     verdict = f"CHANGED since saving: {', '.join(changed)}" if changed else "as saved"
     return Outcome(report.to_dict() | {"changed_code": changed}, f"{report}\n{'code files':<24}{verdict}")

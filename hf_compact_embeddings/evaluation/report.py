@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..evidence import gather
 from ..fitting.spectrum import covariance, gap_db, shannon_bound
-from ..modeling.architectures import IN_HEAD
+from ..modeling.architectures import IN_HEAD, find_input_table
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.structure import CompactEmbedding
 from ..transformers_internals import ignored_on_save
+from .bands import Band, frequency_bands
 
 _ROWS_PER_CHUNK = 8192
 # What a report says of the first table alone.
@@ -99,6 +101,7 @@ class Report:
         shannon_bound: the relative MSE that a Gaussian source of the same covariance allows at this rate.
         gap_db: relative_mse over shannon_bound, in decibels. A clustered table can go below zero.
         tables: each compact table: the input table, and that of a head that is not tied.
+        bands: where the error of the input table lies, by how often tokens occur; without a tokenizer nothing tells.
     """
 
     method: str
@@ -124,6 +127,7 @@ class Report:
     shannon_bound: float | None = None
     gap_db: float | None = None
     tables: list[TableReport] = dataclasses.field(default_factory=list)
+    bands: list[Band] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
@@ -161,15 +165,25 @@ class Report:
             yield "relative MSE", f"{self.relative_mse:.4f}   (Shannon bound {self.shannon_bound:.4f})"
             yield "above the bound", f"{self.gap_db:.2f} dB"
             yield "mean cosine", f"{self.mean_cosine:.4f}"
+        for band in self.bands:
+            yield f"tokens {band.first:,} to {band.last:,}", str(band)
 
 
-def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) -> Report:
+def inspect(
+    compact: PreTrainedModel,
+    against: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    languages: Iterable[str] | None = None,
+) -> Report:
     """Report the bytes of a compact model, and its fidelity to the dense model it was made from.
 
     Args:
         compact: a compact model.
         against: the dense model. Without it the dense bytes are counted in the compact model's dtype, and
             there is no fidelity.
+        tokenizer: of both, which tells frequent tokens from rare ones, as for `compress()`: errors of either are told
+            apart then.
+        languages: whose words count for that; by default all that the vocabulary shows.
     """
     if not isinstance(compact, CompactModelMixin):
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
@@ -195,8 +209,23 @@ def inspect(compact: PreTrainedModel, against: PreTrainedModel | None = None) ->
             name: tensor.numel() * tensor.element_size() for name, tensor in dense_tables(compact, first.rows).items()
         },
         tables=tables,
+        bands=_bands(compact, against, tokenizer, languages),
         **{name: getattr(first, name) for name in (*_OF_FIRST, *_FIDELITY)},
     )
+
+
+def _bands(
+    compact: CompactModelMixin,
+    against: PreTrainedModel | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    languages: Iterable[str] | None,
+) -> list[Band]:
+    """Return the bands of the input table, if both its dense table and its tokens' frequencies are known."""
+    if against is None or tokenizer is None:
+        return []
+    table = find_input_table(against)
+    counts = gather(against, table, tokenizer=tokenizer, languages=languages).counts
+    return [] if counts is None else frequency_bands(compact.compact_embedding, table.module.weight.detach(), counts)
 
 
 def reported_tables(compact: CompactModelMixin) -> dict[str, CompactEmbedding]:
