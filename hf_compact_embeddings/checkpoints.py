@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from transformers.utils.hub import extract_commit_hash
 
 from .modeling import modeling_compact
 from .modeling.code_files import changed_files, code_record
-from .modeling.errors import CheckpointError, CompactConfigError
+from .modeling.errors import CheckpointError, CompactConfigError, CompactEmbeddingsError
 from .modeling.transformers_internals import cached_file_or_none
 from .transformers_internals import set_commit
 
 # What makes a Transformers folder a sentence-transformers one.
 SENTENCE_FILES = ("modules.json", "sentence_*_config.json", "config_sentence_transformers.json", "*_*/*")
+# Some messages list all architectures that there are.
+_LONGEST_REASON = 300
 # Any of them makes a tokenizer: its own files, vocabularies, and models of sentencepiece and tiktoken.
 _TOKENIZER_FILES = ("*token*", "vocab*", "*.model", "*.spm", "*.tiktoken")
 
@@ -93,17 +97,40 @@ def _copy_sentence_files(source: str | Path, target: Path) -> None:
             shutil.copyfile(file, destination)
 
 
+@contextlib.contextmanager
+def _reading(model: str | Path) -> Iterator[None]:
+    """Say which checkpoint it is that cannot be read, in one kind of error."""
+    try:
+        yield
+    except CompactEmbeddingsError:
+        raise
+    except Exception as error:
+        # What a damaged checkpoint ends in may be any exception: each library that reads a part of it has its own.
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[:_LONGEST_REASON]}…"
+        known = Path(model).exists()
+        fault = "cannot be loaded" if known else "is no folder here, and no model of the Hub that could be loaded"
+        raise CheckpointError(f"`model` {str(model)!r} {fault}: {reason}") from error
+
+
 def load_compact(folder: str | Path) -> PreTrainedModel:
     """Load a compact checkpoint from a Hub id or folder, with the class that it was saved from."""
-    config = AutoConfig.from_pretrained(folder)
-    names = getattr(config, "architectures", None) or []
-    if not config.model_type.startswith("compact-") or not names:
-        raise CheckpointError(f"{str(folder)!r} is a {config.model_type!r} checkpoint, which is not compact.")
-    return getattr(modeling_compact, names[0]).from_pretrained(folder)
+    with _reading(folder):
+        config = AutoConfig.from_pretrained(folder)
+        names = getattr(config, "architectures", None) or []
+        if not config.model_type.startswith("compact-") or not names:
+            raise CheckpointError(f"{str(folder)!r} is a {config.model_type!r} checkpoint, which is not compact.")
+        return getattr(modeling_compact, names[0]).from_pretrained(folder)
 
 
 def load_dense(model: str | Path, auto_class: Any = None) -> PreTrainedModel:
     """Load a Hub id or folder with an Auto class, or with the class that its configuration names."""
+    with _reading(model):
+        return _load_dense(model, auto_class)
+
+
+def _load_dense(model: str | Path, auto_class: Any) -> PreTrainedModel:
     if auto_class is not None:
         return _with_commit(auto_class.from_pretrained(model), model)
     config = AutoConfig.from_pretrained(model)
@@ -131,4 +158,5 @@ def load_tokenizer(model: str | Path) -> PreTrainedTokenizerBase | None:
     folder = Path(model)
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES):
         return None
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    with _reading(model):
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)

@@ -9,6 +9,7 @@ from ..checkpoints import load_dense, load_tokenizer, require_free_folder, write
 from ..compression import compress
 from ..effort import DEFAULT_MINUTES
 from ..evaluation.report import inspect
+from ..fitting.methods import make_config
 from ..hub import write_card
 from ..modeling.errors import CompactConfigError
 from ..settings import parse_setting
@@ -67,6 +68,9 @@ def _run(options: argparse.Namespace) -> Outcome:
     budget = budget_options(options)
     if (options.method is None) == (not budget):
         raise CompactConfigError("Give either `--method`, with its options, or one of the budgets.")
+    if options.method is not None:
+        # Raises here, before anything slow, if there is no such method or option.
+        make_config(options.method, **settings)
     evidence = token_options(options)
     head = None if options.head is None else auto_class(options.head)
     with progress.stage("Loading the model"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 
 from transformers.utils import logging
@@ -28,23 +29,34 @@ def build_parser() -> argparse.ArgumentParser:
         summary = (module.__doc__ or "").strip()
         verb = verbs.add_parser(name, help=summary, description=summary)
         verb.add_argument("--json", action="store_true", help="print one JSON object on stdout, and nothing else")
+        verb.add_argument("--debug", action="store_true", help="print where in the code an error came from")
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a verb. Return 0, or 2 after one line on stderr for bad input."""
+    """Run a verb. Return 0, or 2 after one line on stderr if it failed or was interrupted."""
     options = build_parser().parse_args(arguments)
     logging.set_verbosity_error()
     try:
         outcome = options.run(options)
+    except KeyboardInterrupt:
+        return _failed(options, "interrupted; nothing was half-written.")
     except (CompactEmbeddingsError, OSError) as error:
-        # Messages of other libraries run over many lines.
-        print(f"hf-compact {options.verb}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _failed(options, str(error))
+    except Exception as error:
+        return _failed(options, f"{type(error).__name__}: {error} (`--debug` shows where that came from)")
     print(json.dumps(outcome.data) if options.json else outcome.text)
     return 0
+
+
+def _failed(options: argparse.Namespace, reason: str) -> int:
+    """Tell in one line why a verb came to nothing: messages of other libraries run over many."""
+    if options.debug:
+        traceback.print_exc()
+    print(f"hf-compact {options.verb}: {' '.join(reason.split())}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -348,5 +348,19 @@ def gather(
         given_counts(token_counts, len(table.module.weight)) if counts_from == "given" else None,
         languages,
         seed,
-        torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")),
+        _device(device),
     )
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    """Return where to fit; raise if there is no such device here."""
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+        torch.empty(0, device=device)
+    # What a build of torch raises that has no such device is an AssertionError or NotImplementedError.
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        raise config_error("device", str(asked), f"there is no such device here: {reason}") from error
+    return device

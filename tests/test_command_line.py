@@ -1,0 +1,66 @@
+"""The command line: whatever goes wrong ends in one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hf_compact_embeddings.cli import methods
+from hf_compact_embeddings.cli.main import main
+
+from .tiny_models import tiny_model
+
+
+def broken(error: BaseException) -> Any:
+    def run(options: Any) -> Any:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("model_type"), "KeyError: 'model_type' (`--debug` shows where that came from)"),
+        (RuntimeError("one\ntwo"), "RuntimeError: one two (`--debug` shows where that came from)"),
+        (KeyboardInterrupt(), "interrupted; nothing was half-written."),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+    ],
+)
+def test_what_nobody_foresaw_ends_in_one_line(
+    error: BaseException, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(methods, "run", broken(error))
+    assert main(["methods"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", f"hf-compact methods: {line}\n")
+    assert main(["methods", "--debug"]) == 2
+    said = capsys.readouterr()
+    assert "Traceback" in said.err and said.err.endswith(f"hf-compact methods: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--ratio", "3", "--device", "gpu"], "`device` is 'gpu', but there is no such device here"),
+        (["--method", "nope"], "`method` is 'nope', but known methods are"),
+        (["--method", "rotated", "--set", "foo=1"], "method 'rotated' has no option 'foo'"),
+        (["--ratio", "3", "--head", "AutoModelForSpeechSeq2Seq"], "Unrecognized configuration class"),
+        (["--ratio", "3", "--texts", "missing.txt"], "`texts` 'missing.txt' is no file"),
+        (["--ratio", "3", "--token-counts", "missing.json"], "missing.json"),
+    ],
+)
+def test_compress_says_what_is_wrong(
+    words: list[str],
+    message: str,
+    tmp_path: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_model("bert").save_pretrained("dense")
+    assert main(["compress", "dense", "--output", "compact", *words]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and said.startswith("hf-compact compress: ")
+    assert not (tmp_path / "compact").exists()
