@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ..modeling.structure import set_fast_path
-from .fast_path import fast_path
+from ..modeling.structure import CompactEmbedding
+from .fast_path import read_codes
 from .materialized import materialize
 from .rows import RUNTIMES
 
 __all__ = ["RUNTIMES", "materialize"]
 
-set_fast_path(fast_path)
+CompactEmbedding.fast_path = read_codes  # type: ignore[method-assign, assignment]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 from typing import Any
 
 import torch
@@ -11,32 +12,35 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..modeling.codes import is_traced
-from ..modeling.structure import CompactEmbedding
-from ..modeling.structure_rotated import RotatedEmbedding
+from ..modeling.structure import CompactEmbedding, structure_class_of
 from .rows import numba_works
 
 logger = logging.get_logger(__name__)
 
-# The module of a structure has `look_up(table, ids)`, float32 rows of ids (n,), and `scores(table, hidden)`, of float32
-# hidden states (N, D). Both may return None, where the plain path has to answer. Imported late: they need numba.
-_MODULES: dict[type[CompactEmbedding], str] = {RotatedEmbedding: "rotated"}
 _TYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Names of modules whose loops did not compile: once is enough to try.
+_broken: set[str] = set()
 
 
-def fast_path(table: CompactEmbedding, inputs: Tensor, project: bool) -> Tensor | None:
+def read_codes(table: CompactEmbedding, inputs: Tensor, project: bool) -> Tensor | None:
     """Return rows of ids (...), or float32 scores of hidden states (N, D), as the table's own methods do, or None."""
-    if is_traced():
+    if is_traced() or not inputs.numel():
         return None
-    name = next((_MODULES[kind] for kind in type(table).__mro__ if kind in _MODULES), None)
-    if name is None or not _is_read_here(table, inputs):
+    kind: Any = type(table)
+    module = _loops_for(kind) if _is_read_here(table, inputs) else None
+    if module is None or module.__name__ in _broken:
         return None
-    module = _module(name)
-    if module is None:
+    from numba.core.errors import NumbaError
+
+    try:
+        with torch.autocast("cpu", enabled=False), torch.no_grad():
+            if project:
+                return module.scores(table, inputs.float().contiguous())
+            found = module.look_up(table, inputs.reshape(-1).contiguous())
+    except NumbaError as error:
+        logger.warning(f"Codes of {type(table).__name__} are read in plain torch: numba cannot compile loops: {error}")
+        _broken.add(module.__name__)
         return None
-    with torch.autocast("cpu", enabled=False), torch.no_grad():
-        if project:
-            return module.scores(table, inputs.float().contiguous())
-        found = module.look_up(table, inputs.reshape(-1).contiguous())
     return None if found is None else found.to(table.dtype).view(*inputs.shape, table.embedding_dim)
 
 
@@ -61,6 +65,16 @@ def _is_read_here(table: nn.Module, inputs: Tensor) -> bool:
 
 
 @functools.cache
-def _module(name: str) -> Any:
-    """Return the loops of a structure, or None where they do not work; cached, so that the reason is logged once."""
-    return importlib.import_module(f".{name}", __package__) if numba_works() else None
+def _loops_for(structure_class: type[CompactEmbedding]) -> Any:
+    """Return the module `read_<method>` of a structure, or None where there is none, or it does not work.
+
+    It has `look_up(table, ids)`, float32 rows of ids (n,), and `scores(table, hidden)`, those of float32 hidden states
+    (N, D); both return None where the structure itself has to answer. They are imported late, as they need numba.
+    """
+    method = structure_class.options_class.method
+    registered = structure_class_of(method)
+    own = all(getattr(structure_class, name) is getattr(registered, name) for name in ("coded_vectors", "coded_scores"))
+    name = f"{__package__}.read_{method}"
+    if not own or importlib.util.find_spec(name) is None or not numba_works():
+        return None
+    return importlib.import_module(name)

@@ -22,7 +22,7 @@ _ADDRESSES = ir.VectorType(ir.IntType(64), LANES)
 _FLOAT_BYTES = 4
 
 
-class _FloatLanes(types.Type):  # type: ignore[misc]
+class _FloatLanes(types.Type):
     """Sixteen float32 numbers in registers."""
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class _FloatLanes(types.Type):  # type: ignore[misc]
 
 
 @register_model(_FloatLanes)
-class _FloatLanesModel(models.PrimitiveModel):  # type: ignore[misc]
+class _FloatLanesModel(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Any) -> None:
         super().__init__(manager, kind, _FLOATS)
 

@@ -1,4 +1,4 @@
-"""Work on rows that is shared out among threads of an ordinary pool: numba's own may not be entered from two at once."""
+"""Work on rows, shared out among threads of an ordinary pool: those of numba may not be entered from two at once."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from numba import uint32
 from numpy.typing import NDArray
 
 from .lanes import LANES, load, plus_product, store, window_values, zeros
+from .row_loops import by_tier
 
 # Queries that one reading of a row serves: as many sums stay in registers.
 QUERIES = 8
@@ -46,48 +47,29 @@ class Rings(NamedTuple):
 
 
 @numba.njit(nogil=True, cache=True)
-def by_tier(tiers, ids, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Return the places of ids (n,) in the order of their tiers, and where each tier begins among them (T + 1,)."""
-    firsts = np.zeros(count + 1, np.int64)
-    for row in ids:
-        firsts[tiers[row] + 1] += 1
-    for tier in range(count):
-        firsts[tier + 1] += firsts[tier]
-    following, places = firsts.copy(), np.empty(len(ids), np.int64)
-    for place in range(len(ids)):
-        tier = tiers[ids[place]]
-        places[following[tier]] = place
-        following[tier] += 1
-    return places, firsts
+def _read_rows(rings, codes, slots, rows, begin, count, tier, words):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Write the bits of up to sixteen rows of a tier into lanes, in words of 32, and before them those that end a ring.
 
-
-@numba.njit(nogil=True, cache=True)
-def _read_row(codes, first, size, words, lane):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Write the bits of a row into its lane, in words of 32, and before them those that end its ring."""
-    code = codes[first : first + size]
-    before = uint32(0)
-    for byte in range(4):
-        before = uint32(before << uint32(8)) | uint32(code[(size - 4 + byte) % size])
-    words[0, lane] = before
-    whole = size // 4
-    for word in range(whole):
-        four = code[4 * word : 4 * word + 4]
-        high = uint32(uint32(four[0]) << uint32(24)) | uint32(uint32(four[1]) << uint32(16))
-        words[1 + word, lane] = high | uint32(uint32(four[2]) << uint32(8)) | uint32(four[3])
-    if 4 * whole < size:
-        rest = uint32(0)
-        for byte in range(4 * whole, size):
-            rest |= uint32(uint32(code[byte]) << uint32(24 - 8 * (byte - 4 * whole)))
-        words[1 + whole, lane] = rest
-
-
-@numba.njit(nogil=True, cache=True)
-def _read_rows(rings, codes, slots, rows, tier, words):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Read up to sixteen rows of a tier; the last one is in the lanes that are left."""
-    size, first = rings.row_bytes[tier], rings.first_bytes[tier]
+    The last row is in the lanes that are left too.
+    """
+    size = rings.row_bytes[tier]
+    whole, rest = size // 4, size % 4
     for lane in range(LANES):
-        row = rows[min(lane, len(rows) - 1)]
-        _read_row(codes, first + slots[row] * size, size, words, lane)
+        first = rings.first_bytes[tier] + slots[rows[begin + min(lane, count - 1)]] * size
+        before = uint32(0)
+        for byte in range(4):
+            # Rings of less than four bytes are seen more than once.
+            before = uint32(before << uint32(8)) | uint32(codes[first + (size - 4 + byte) % size])
+        words[0, lane] = before
+        for word in range(whole):
+            place = first + 4 * word
+            high = uint32(uint32(codes[place]) << uint32(24)) | uint32(uint32(codes[place + 1]) << uint32(16))
+            words[1 + word, lane] = high | uint32(uint32(codes[place + 2]) << uint32(8)) | uint32(codes[place + 3])
+        if rest:
+            ending = uint32(0)
+            for byte in range(rest):
+                ending |= uint32(uint32(codes[first + 4 * whole + byte]) << uint32(24 - 8 * byte))
+            words[1 + whole, lane] = ending
 
 
 @numba.njit(nogil=True, cache=True)
@@ -96,20 +78,17 @@ def _new_words(rings):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(nogil=True, cache=True)
-def _score_one(rings, tier, words, query, sums):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    values, mask = rings.values[rings.first_values[tier] :], rings.masks[tier]
+def _score_one(words, word, shift, mask, values, query, sums):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     total = zeros()
-    for axis in range(rings.starts[tier], rings.starts[tier + 1]):
-        found = window_values(words, rings.words[axis], rings.shifts[axis], mask, values)
-        total = plus_product(total, found, query[axis, 0])
+    for axis in range(len(query)):
+        total = plus_product(total, window_values(words, word[axis], shift[axis], mask, values), query[axis, 0])
     store(sums[0], 0, total)
 
 
 @numba.njit(nogil=True, cache=True)
-def _read_values(rings, tier, words, found):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    values, mask, first = rings.values[rings.first_values[tier] :], rings.masks[tier], rings.starts[tier]
-    for axis in range(first, rings.starts[tier + 1]):
-        store(found[axis - first], 0, window_values(words, rings.words[axis], rings.shifts[axis], mask, values))
+def _read_values(words, word, shift, mask, values, found):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    for axis in range(len(word)):
+        store(found[axis], 0, window_values(words, word[axis], shift[axis], mask, values))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -149,23 +128,26 @@ def score(rings, codes, tiers, slots, queries, offsets, result, first, last):  #
     for start in range(first, last, _ROWS_AT_A_TIME):
         rows = np.arange(start, min(start + _ROWS_AT_A_TIME, last))
         places, firsts = by_tier(tiers, rows, len(rings.masks))
+        rows = rows[places]
         for tier in range(len(rings.masks)):
             axes = slice(rings.starts[tier], rings.starts[tier + 1])
+            word, shift, mask = rings.words[axes], rings.shifts[axes], rings.masks[tier]
+            values = rings.values[rings.first_values[tier] :]
             for begin in range(firsts[tier], firsts[tier + 1], LANES):
-                mine = rows[places[begin : min(begin + LANES, firsts[tier + 1])]]
+                count = min(LANES, firsts[tier + 1] - begin)
                 if rings.row_bytes[tier]:
-                    _read_rows(rings, codes, slots, mine, tier, words)
+                    _read_rows(rings, codes, slots, rows, begin, count, tier, words)
                     if width > 1:
-                        _read_values(rings, tier, words, found)
+                        _read_values(words, word, shift, mask, values, found)
                 for group in range(len(queries)):
                     if width > 1:
                         _score_eight(found, queries[group, axes], sums)
                     else:
-                        _score_one(rings, tier, words, queries[group], sums)
+                        _score_one(words, word, shift, mask, values, queries[group, axes], sums)
                     for query in range(group * width, min((group + 1) * width, len(result))):
-                        total, offset = sums[query - group * width], offsets[tier, query]
-                        for lane in range(len(mine)):
-                            result[query, mine[lane]] = total[lane] + offset
+                        for lane in range(count):
+                            total = sums[query - group * width, lane] + offsets[tier, query]
+                            result[query, rows[begin + lane]] = total
 
 
 @numba.njit(nogil=True, cache=True)
@@ -174,13 +156,14 @@ def decode(rings, codes, slots, rows, tier, gains, axes, tile):  # type: ignore[
 
     There are columns for a multiple of sixteen rows; `gains` and `axes` (P,) are those of the rings' entries.
     """
-    words = _new_words(rings)
+    words, mine = _new_words(rings), slice(rings.starts[tier], rings.starts[tier + 1])
+    word, shift, gain, axis = rings.words[mine], rings.shifts[mine], gains[mine], axes[mine]
     values, mask = rings.values[rings.first_values[tier] :], rings.masks[tier]
     for begin in range(0, len(rows), LANES):
-        _read_rows(rings, codes, slots, rows[begin : min(begin + LANES, len(rows))], tier, words)
-        for axis in range(rings.starts[tier], rings.starts[tier + 1]):
-            found = window_values(words, rings.words[axis], rings.shifts[axis], mask, values)
-            store(tile[axes[axis]], begin, plus_product(zeros(), found, gains[axis]))
+        _read_rows(rings, codes, slots, rows, begin, min(LANES, len(rows) - begin), tier, words)
+        for entry in range(len(word)):
+            found = window_values(words, word[entry], shift[entry], mask, values)
+            store(tile[axis[entry]], begin, plus_product(zeros(), found, gain[entry]))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -190,44 +173,6 @@ def add_centres(centres, gains, clusters, rows, tile):  # type: ignore[no-untype
         centre = centres[clusters[rows[column]]]
         for axis in range(len(gains)):
             tile[axis, column] += centre[axis] * gains[axis]
-
-
-@numba.njit(nogil=True, cache=True)
-def first_places(ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Return where each id (n,) is seen first, and the places (m,) of those that are seen for the first time."""
-    size = 16
-    while size < 2 * len(ids):
-        size *= 2
-    seen, firsts, distinct = np.full(size, -1), np.empty(len(ids), np.int64), 0
-    places = np.empty(len(ids), np.int64)
-    for place in range(len(ids)):
-        # Multiplied by a large odd number, so that ids in a row do not fall together.
-        slot = ((ids[place] * 0x9E3779B1) >> 7) & (size - 1)
-        while seen[slot] >= 0 and ids[seen[slot]] != ids[place]:
-            slot = (slot + 1) & (size - 1)
-        if seen[slot] < 0:
-            seen[slot] = place
-            places[distinct] = place
-            distinct += 1
-        firsts[place] = seen[slot]
-    return firsts, places[:distinct]
-
-
-@numba.njit(nogil=True, cache=True)
-def spread(found, mean, places, result):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Write rows (n, D) plus their mean to their places in the result."""
-    for row in range(len(places)):
-        source, target = found[row], result[places[row]]
-        for axis in range(len(mean)):
-            target[axis] = source[axis] + mean[axis]
-
-
-@numba.njit(nogil=True, cache=True)
-def repeat(firsts, result):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Copy the rows that are there to the places that have the same id."""
-    for place in range(len(firsts)):
-        if firsts[place] != place:
-            result[place] = result[firsts[place]]
 
 
 def ring_places(bits: Any) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:

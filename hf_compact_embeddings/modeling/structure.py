@@ -12,7 +12,7 @@ A structure stands for a table of V rows and D columns. Its tensors are those of
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self, TypeVar
 
 import torch
@@ -105,6 +105,10 @@ class CompactEmbedding(nn.Module):
         layout = cls.layout_for(options, rows, width, options.budget(rows, width))
         return dataclasses.replace(layout, private_rows=0, mask_padding=True)
 
+    def fast_path(self, inputs: Tensor, project: bool) -> Tensor | None:
+        """Return coded rows of ids, or scores, or None to have them read plainly. The package has another, if there."""
+        return None
+
     # What a method may add to.
 
     def check_layout(self) -> None:
@@ -164,12 +168,14 @@ class CompactEmbedding(nn.Module):
             return self.project(inputs)
         return self.embed(inputs, self.scale if scale is None else scale)
 
-    def embed(self, ids: Tensor, scale: float = 1.0) -> Tensor:
-        """Return rows (..., D) of ids (...)."""
+    def embed(self, ids: Tensor, scale: float = 1.0, plain: bool = False) -> Tensor:
+        """Return rows (..., D) of ids (...); plain ones have the same bits wherever they are read."""
         ids = ids.long()
         self.require_ids(ids)
         coded_rows = self.layout.coded_rows
-        vectors = self._coded(ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1), False)
+        coded = ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1)
+        found = None if plain else self.fast_path(coded, False)
+        vectors = self.coded_vectors(coded) if found is None else found
         if self.layout.mask_padding and self.padding_idx is not None:
             vectors = vectors * (ids != self.padding_idx).unsqueeze(-1)
         if self.private_vectors is not None:
@@ -183,7 +189,8 @@ class CompactEmbedding(nn.Module):
         """Return hidden · Eᵀ (..., V) for hidden states (..., D), summed in float32."""
         flat = hidden.reshape(-1, self.embedding_dim)
         with torch.autocast(hidden.device.type, enabled=False):
-            scores = self._coded(flat, True)
+            found = self.fast_path(flat, True)
+            scores = self.coded_scores(flat) if found is None else found
             if self.layout.coded_rows < self.num_embeddings:
                 scores = nn.functional.pad(scores, (0, self.num_embeddings - self.layout.coded_rows))
             if self.layout.mask_padding and self.padding_idx is not None:
@@ -194,12 +201,6 @@ class CompactEmbedding(nn.Module):
                 scores = scores.index_copy(-1, self.private_id_list(), exact)
         return scores.to(hidden.dtype).reshape(*hidden.shape[:-1], self.num_embeddings)
 
-    def _coded(self, inputs: Tensor, project: bool) -> Tensor:
-        found = None if _fast_path is None else _fast_path(self, inputs, project)
-        if found is None:
-            found = self.coded_scores(inputs) if project else self.coded_vectors(inputs)
-        return found
-
     def dense(self) -> Tensor:
         """Decode the whole table (V, D). The only thing here that needs V x D."""
         return torch.cat(list(self.dense_chunks()))
@@ -208,7 +209,7 @@ class CompactEmbedding(nn.Module):
         """Decode the table in order, some rows at a time."""
         for start in range(0, self.num_embeddings, rows):
             stop = min(start + rows, self.num_embeddings)
-            yield self.embed(torch.arange(start, stop, device=self.device))
+            yield self.embed(torch.arange(start, stop, device=self.device), plain=True)
 
     @torch.no_grad()
     def resized(self, num_embeddings: int, new_rows: Tensor | None = None) -> Self:
@@ -332,18 +333,6 @@ class CompactEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """Show the shape that the structure stands for."""
         return f"{self.num_embeddings}, {self.embedding_dim}, method={self.options.method!r}, bytes={self.nbytes}"
-
-
-# What reads codes faster than the methods of a structure do, or returns None: of a structure, ids or hidden states, and
-# whether to score. The package around these files has one; a checkpoint that brings its own code reads without.
-_FastPath = Callable[[CompactEmbedding, Tensor, bool], Tensor | None]
-_fast_path: _FastPath | None = None
-
-
-def set_fast_path(path: _FastPath | None) -> None:
-    """Ask this first for rows and scores of all structures."""
-    global _fast_path
-    _fast_path = path
 
 
 # By the name of the method. Each file `structure_<method>.py` adds its own when it is imported.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +13,9 @@ from torch import Tensor
 
 from ..modeling.structure_rotated import RotatedEmbedding
 from ..modeling.trellis_codes import MAX_BITS, reproduction_values
-from .lanes import LANES
 from .threads import shared_out
-from .trellis_loops import QUERIES, Rings, add_centres, by_tier, decode, first_places, repeat, ring_places, score, spread
-
-
-# What is decoded at a time lies in the cache until it is turned back.
-_ROWS_OF_A_TILE = 256
+from .tiered import ROWS_OF_A_TILE, agrees, basis_of, first_bytes, turned_back
+from .trellis_loops import QUERIES, Rings, add_centres, decode, ring_places, score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +43,8 @@ def _plan_of(table: RotatedEmbedding) -> _Plan | None:
 def _read_plan(table: RotatedEmbedding) -> _Plan | None:
     """Return where everything is, or None if it contradicts itself: nothing checks it at the calls."""
     layout, rank = table.layout, table.layout.rank
-    rows = torch.bincount(table.positions().tiers, minlength=len(layout.tier_rows)).tolist()
     bits_fit = table.axis_bits.sum(1).tolist() == [8 * size for size in layout.tier_bytes]
-    if tuple(rows) != layout.tier_rows or not bits_fit or int(table.axis_bits.amax() if rank else 0) > MAX_BITS:
+    if not agrees(table) or not bits_fit or int(table.axis_bits.amax() if rank else 0) > MAX_BITS:
         return None
     starts, words, shifts, axes, places, widths = [0], [], [], [], [], []
     for tier, ring in enumerate(table.ring_orders()):
@@ -62,7 +58,6 @@ def _read_plan(table: RotatedEmbedding) -> _Plan | None:
     windows = sorted(set(layout.tier_window_bits) - {0})
     tables = [reproduction_values(bits).numpy() for bits in windows]
     first_values = dict(zip(windows, np.cumsum([0, *map(len, tables)]), strict=False))
-    sizes = np.array(layout.tier_rows) * np.array(layout.tier_bytes)
     rings = Rings(
         starts=np.array(starts),
         words=np.concatenate(words),
@@ -70,17 +65,10 @@ def _read_plan(table: RotatedEmbedding) -> _Plan | None:
         masks=np.array([(1 << bits) - 1 for bits in layout.tier_window_bits], np.uint32),
         values=np.concatenate([np.zeros(0, np.float32), *tables]),
         first_values=np.array([first_values.get(bits, 0) for bits in layout.tier_window_bits]),
-        first_bytes=np.cumsum(sizes) - sizes,
+        first_bytes=first_bytes(table),
         row_bytes=np.array(layout.tier_bytes),
     )
     return _Plan(rings, torch.cat(axes), torch.cat(places), tuple(widths))
-
-
-def _basis_of(table: RotatedEmbedding) -> tuple[Tensor, Tensor | None]:
-    """Return the axes (r, D) in float32, and what each has to be multiplied by (r,), if anything."""
-    if table.basis is not None:
-        return table.basis.float(), None
-    return table.directions(), table.basis_gains.float()
 
 
 def look_up(table: RotatedEmbedding, ids: Tensor) -> Tensor | None:
@@ -88,53 +76,43 @@ def look_up(table: RotatedEmbedding, ids: Tensor) -> Tensor | None:
     plan = _plan_of(table)
     if plan is None:
         return None
-    rows, positions = ids.numpy(), table.positions()
-    # Texts repeat tokens, and batches padding.
-    repeats, distinct = first_places(rows)
-    order, firsts = by_tier(positions.tiers.numpy(), rows[distinct], len(plan.widths))
-    order, firsts = distinct[order], firsts.tolist()
-    basis, lengths = _basis_of(table)
-    gains = table.gains.float() if lengths is None else table.gains.float() * lengths
-    numbers = (plan.rings, table.codes.numpy(), positions.slots.numpy())
-    entries = (gains.flatten()[plan.places].numpy(), plan.axes.numpy())
+    basis, lengths = basis_of(table)
+    gains = (table.gains.float() * lengths).flatten()[plan.places].numpy()
     centres = _centres_of(table, lengths)
-    tile = torch.zeros(len(basis), min(_ROWS_OF_A_TILE, -(-len(rows) // LANES) * LANES))
-    turned = torch.empty(min(_ROWS_OF_A_TILE, len(rows)), table.embedding_dim)
-    result, means = torch.empty(len(rows), table.embedding_dim), table.means.float().numpy()
-    for tier, width in enumerate(plan.widths):
-        coded, width = width > 0, width if centres is None else len(basis)
-        for first in range(firsts[tier], firsts[tier + 1], _ROWS_OF_A_TILE):
-            places = order[first : min(first + _ROWS_OF_A_TILE, firsts[tier + 1])]
-            if first == firsts[tier] or centres is not None:
-                # What was there before has values on axes that these rows leave out.
-                tile.zero_()
-            if coded:
-                decode(*numbers, rows[places], tier, *entries, tile.numpy())
-            if centres is not None:
-                add_centres(*centres, rows[places], tile.numpy())
-            found = torch.mm(tile[:width, : len(places)].T, basis[:width], out=turned[: len(places)])
-            spread(found.numpy(), means[tier], places, result.numpy())
-    if len(distinct) < len(rows):
-        repeat(repeats, result.numpy())
-    return result
+    numbers = (plan.rings, table.codes.numpy(), table.positions().slots.numpy())
+    tile, of_tier = torch.zeros(len(basis), ROWS_OF_A_TILE), -1
+
+    def points(rows: NDArray[np.int64], tier: int) -> Tensor:
+        nonlocal of_tier
+        if tier != of_tier or centres is not None:
+            # What was read before has values on axes that these rows leave out.
+            tile.zero_()
+        of_tier, width = tier, plan.widths[tier]
+        if width:
+            decode(*numbers, rows, tier, gains, plan.axes.numpy(), tile.numpy())
+        if centres is not None:
+            add_centres(*centres, rows, tile.numpy())
+            width = len(basis)
+        return tile[:width, : len(rows)].T
+
+    return turned_back(table, ids, basis, points)
 
 
-def _centres_of(table: RotatedEmbedding, lengths: Tensor | None) -> tuple[NDArray[np.float32], ...] | None:
+def _centres_of(table: RotatedEmbedding, lengths: Tensor) -> tuple[Any, Any, Any] | None:
     """Return the centroids before their gains (K, r), their gains (r,), and the cluster of each row (V,)."""
     if not table.layout.clusters:
         return None
-    gains = table.cluster_gains.float()
-    gains = gains if lengths is None else gains * lengths
+    gains = table.cluster_gains.float() * lengths
     return table.centroid_values().numpy(), gains.numpy(), table.cluster_of_rows().numpy()
 
 
 def scores(table: RotatedEmbedding, hidden: Tensor) -> Tensor | None:
     """Return hidden · Eᵀ (N, V) of hidden states (N, D), both float32."""
     plan, count, rows = _plan_of(table), len(hidden), table.layout.coded_rows
-    if plan is None or not count:
+    if plan is None:
         return None
-    basis, lengths = _basis_of(table)
-    turned = hidden @ basis.T if lengths is None else (hidden @ basis.T) * lengths
+    basis, lengths = basis_of(table)
+    turned = (hidden @ basis.T) * lengths
     offsets = table.means.float() @ hidden.T
     queries = (turned.unsqueeze(1) * table.gains.float()).flatten(1)[:, plan.places]
     # One query alone, or as many as are read at a time: zeros fill the last ones up.
@@ -149,4 +127,3 @@ def scores(table: RotatedEmbedding, hidden: Tensor) -> Tensor | None:
         centres = (turned * table.cluster_gains.float()) @ table.centroid_values().T
         result += centres[:, table.cluster_of_rows()]
     return result
-
