@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers.utils import logging
 
 from ..modeling.codes import is_traced
-from ..modeling.structure import CompactEmbedding, structure_class_of
+from ..modeling.structure import CompactEmbedding, methods, structure_class_of
 from .rows import numba_works
 
 logger = logging.get_logger(__name__)
@@ -36,6 +36,10 @@ def read_codes(table: CompactEmbedding, inputs: Tensor, project: bool) -> Tensor
         with torch.autocast("cpu", enabled=False), torch.no_grad():
             if project:
                 return module.scores(table, inputs.float().contiguous())
+            # Nothing in the loops looks whether there is such a row.
+            least, most = inputs.aminmax()
+            if least < 0 or most >= table.layout.coded_rows:
+                return None
             found = module.look_up(table, inputs.reshape(-1).contiguous())
     except NumbaError as error:
         logger.warning(f"Codes of {type(table).__name__} are read in plain torch: numba cannot compile loops: {error}")
@@ -72,6 +76,8 @@ def _loops_for(structure_class: type[CompactEmbedding]) -> Any:
     (N, D); both return None where the structure itself has to answer. They are imported late, as they need numba.
     """
     method = structure_class.options_class.method
+    if method not in methods():
+        return None
     registered = structure_class_of(method)
     own = all(getattr(structure_class, name) is getattr(registered, name) for name in ("coded_vectors", "coded_scores"))
     name = f"{__package__}.read_{method}"

@@ -281,14 +281,25 @@ def test_no_tensor_is_as_large_as_the_table(case: Case) -> None:
     assert 0 < scoring.bytes < count * width * 4 / 2
 
 
-def test_damaged_tables_are_left_to_the_plain_path() -> None:
-    table = build_structure(next(case for case in CASES if case.method == "rotated"))
-    with torch.no_grad(), counted() as answered:
-        table(IDS)
-        table.axis_bits.fill_(6)
-        with pytest.raises((IndexError, RuntimeError)):
-            table(IDS)
-            table.axis_bits.fill_(255)
-            table(IDS)
-            raise IndexError
-    assert answered[0] and not any(answered[1:])
+@for_fast
+def test_no_loop_reads_outside_a_table(case: Case) -> None:
+    table = build_structure(case)
+    for wrong in (-1, 60, 1 << 40):
+        assert table.fast_path(torch.tensor([3, wrong]), False) is None
+    with torch.no_grad():
+        if case.method == "subspace":
+            # Codes of 4 bits, of which "uneven" has entries for 11: the last one answers for those that have none.
+            table.codes.fill_(255)
+            last = table.codebooks[-1] if table.last_codebook is None else table.last_codebook
+            assert torch.equal(table.fast_path(IDS, False)[0, 0, -4:], last[-1, -4:])
+            return
+        # Bits and tiers for which the codes are not cut, and codes without an entry.
+        tables = [table.axis_bits] if case.method == "rotated" else [table.codes]
+        if table.tier_index is not None:
+            tables.append(table.tier_index)
+        for damaged in tables:
+            kept = damaged.clone()
+            assert table.fast_path(IDS, False) is not None
+            damaged.fill_(255)
+            assert table.fast_path(IDS, False) is None and table.fast_path(torch.randn(1, 24), True) is None
+            damaged.copy_(kept)
