@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from numba.core.errors import NumbaError
 from torch import Tensor
 
 from hf_compact_embeddings.fitting import FitSource, fit_structure
@@ -22,6 +21,7 @@ from hf_compact_embeddings.modeling.structure import CompactEmbedding, structure
 from ..cases import EXTRAS, Case, all_cases, build_structure, for_all_with_extras
 from ..tools import LargestTensor
 
+numba_errors = pytest.importorskip("numba.core.errors")
 FOLDER = Path(fast_path.__file__).parent
 # Tuples that are the digits of ids are not stored, and stay with the plain path.
 CASES = [
@@ -233,7 +233,7 @@ def test_loops_that_do_not_compile_are_done_without(
 
     def fail(*inputs: object) -> None:
         tries.append(inputs)
-        raise NumbaError("no such processor")
+        raise numba_errors.NumbaError("no such processor")
 
     with plain(), torch.no_grad():
         wanted = table(IDS)
