@@ -1,4 +1,4 @@
-"""What `materialize()` gives: look-up, tied head and text generation, from codes and from decoded rows, beside dense.
+"""Look-up, tied head and text generation, from codes and from rows that `materialize()` decodes, beside dense.
 
     python -m benchmarks.speed.runtime --threads 2 --causal MODEL --output benchmarks/speed/results/runtime.json
 
@@ -27,10 +27,14 @@ from ..common.record import layout, write
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "rotated, 25x": ("rotated", {"ratio": 25.0}),
     "rotated, 100x": ("rotated", {"ratio": 100.0}),
+    "blocks, 25x": ("blocks", {"ratio": 25.0}),
+    "subspace, f = 16": ("subspace", {"num_subspaces": 16}),
+    "subspace, f = 96": ("subspace", {"num_subspaces": 96}),
     "scalar, 8 bits": ("scalar", {"bits": 8}),
-    "subspace, f = 8": ("subspace", {"num_subspaces": 8}),
 }
 RUNTIMES = (None, "int8", "float16")
+# Decoded rows are alike, whatever they were decoded from.
+MATERIALIZED = "rotated, 25x"
 LARGE = (250_002, 768)
 TOKENS = 1024
 BATCHES = (1, 8, 32)
@@ -49,6 +53,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=9, help="of each head; look-ups take ten times as many")
     parser.add_argument("--model", help="whose table is measured; by default all-MiniLM-L6-v2")
     parser.add_argument("--causal", metavar="MODEL", help="causal model that generates text; by default none does")
+    parser.add_argument("--compact", metavar="FOLDER", help="that model, compact already; by default it is fitted")
     parser.add_argument("--ratio", type=float, default=25.0, help="by which its table is made smaller")
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--output", help="JSON file to write")
@@ -81,7 +86,8 @@ def measure_table(weight: torch.Tensor, rounds: int, given: Mapping[str, Any]) -
     arms: dict[str, nn.Module] = {"dense": nn.Embedding(rows, width, _weight=weight)}
     for name, (method, options) in METHODS.items():
         fitted = fit_rows(configuration(method, (rows, width), **options, **given), weight).eval()
-        arms |= {f"{name}, {runtime or 'codes'}": in_runtime(fitted, runtime) for runtime in RUNTIMES}
+        runtimes = RUNTIMES if name == MATERIALIZED else RUNTIMES[:1]
+        arms |= {f"{name}, {runtime or 'codes'}": in_runtime(fitted, runtime) for runtime in runtimes}
     ids = torch.randint(rows, (8, TOKENS // 8))
     times = {"look_up": medians({name: partial(table, ids) for name, table in arms.items()}, 10 * rounds)}
     for batch in BATCHES:
@@ -133,8 +139,11 @@ def measure_generation(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Return tokens a second of greedy generation, dense and from each runtime."""
     dense = AutoModelForCausalLM.from_pretrained(options.causal, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.causal)
-    with torch.enable_grad():
-        compact = hce.compress(dense, "rotated", tokenizer=tokenizer, ratio=options.ratio)
+    if options.compact is not None:
+        compact = AutoModelForCausalLM.from_pretrained(options.compact, dtype=torch.float32).eval()
+    else:
+        with torch.enable_grad():
+            compact = hce.compress(dense, "rotated", tokenizer=tokenizer, ratio=options.ratio)
     arms = {"dense": dense, **{runtime or "codes": in_runtime(compact, runtime) for runtime in RUNTIMES}}
     inputs = tokenizer(PROMPT, return_tensors="pt")
 

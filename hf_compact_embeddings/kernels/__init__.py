@@ -1,8 +1,12 @@
-"""Fast paths for look-up and scoring: what takes more memory than codes, for those who ask for it."""
+"""Fast paths for look-up and scoring: compiled loops over codes, and rows that are decoded once for who asks for it."""
 
 from __future__ import annotations
 
+from ..modeling.structure import CompactEmbedding
+from .fast_path import read_codes
 from .materialized import materialize
 from .rows import RUNTIMES
 
 __all__ = ["RUNTIMES", "materialize"]
+
+CompactEmbedding.fast_path = read_codes  # type: ignore[method-assign, assignment]

@@ -1,15 +1,11 @@
 """Compiled loops over rows of one or two bytes a value, which are read as float32 numbers and never stored as such.
 
-They hold no lock of Python, so that rows can be shared out among threads of an ordinary pool: numba's own threads may
-not be entered from two of Python's at once.
+They hold no lock of Python, so that rows can be shared out among threads.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -20,12 +16,12 @@ from numba import float32, types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from .threads import shared_out
+
 # Numbers may be added in another order, as vector code does, and as every matrix product does.
 _ANY_ORDER = {"reassoc", "contract", "nsz"}
 # So many rows stay in the cache while one group of queries after the other goes over them.
 _ROWS_IN_CACHE = 32
-# Below so many multiplications threads cost more than they save.
-_LEAST_WORK = 1 << 20
 
 
 @intrinsic
@@ -119,7 +115,7 @@ def scores(rows: Tensor, scales: Tensor, hidden: Tensor) -> Tensor:
     """Return hidden · rowsᵀ · scales (N, V) for float32 hidden states (N, D) and rows (V, D)."""
     result = torch.empty(len(hidden), len(rows))
     numbers = (_numbers(rows), scales.numpy(), hidden.contiguous().numpy(), result.numpy())
-    _shared_out(functools.partial(_score, *numbers), len(rows), rows.numel() * len(hidden))
+    shared_out(functools.partial(_score, *numbers), len(rows), rows.numel() * len(hidden))
     return result
 
 
@@ -127,7 +123,7 @@ def look_up(rows: Tensor, scales: Tensor, ids: Tensor) -> Tensor:
     """Return the rows (n, D) of ids (n,), times their scales, as float32. Nothing checks the ids here."""
     result = torch.empty(len(ids), rows.shape[1])
     numbers = (_numbers(rows), scales.numpy(), ids.contiguous().numpy(), result.numpy())
-    _shared_out(functools.partial(_look_up, *numbers), len(ids), result.numel())
+    shared_out(functools.partial(_look_up, *numbers), len(ids), result.numel())
     return result
 
 
@@ -137,20 +133,3 @@ def _numbers(rows: Tensor) -> Any:
         return rows.numpy()
     bits = rows.view(torch.int16).numpy()
     return bits.view(np.uint16) if rows.dtype == torch.float16 else bits
-
-
-def _shared_out(work: Callable[[int, int], object], count: int, size: int) -> None:
-    """Do work that is given as first and last: here, or by as many threads as torch takes."""
-    threads = torch.get_num_threads()
-    if threads == 1 or size < _LEAST_WORK:
-        work(0, count)
-        return
-    step = -(-count // (4 * threads))
-    # Read to the end, so that what a thread raises is raised here.
-    list(_pool(os.getpid(), threads).map(lambda first: work(first, min(first + step, count)), range(0, count, step)))
-
-
-@functools.lru_cache(maxsize=4)
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Return the threads of a process: a fork has none of those of its parent."""
-    return ThreadPoolExecutor(threads, thread_name_prefix="compact-embeddings")

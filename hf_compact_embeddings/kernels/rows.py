@@ -138,10 +138,11 @@ def numba_works() -> bool:
     """Whether numba can be imported; cached, so that the reason why not is logged once."""
     try:
         from . import compiled  # noqa: F401
-    # A NumPy that is too new is an ImportError, a broken llvmlite an OSError, an old numba an AttributeError.
-    except (ImportError, OSError, AttributeError) as error:
+    # A NumPy that is too new is an ImportError, a broken llvmlite an OSError, an old numba an AttributeError, and no
+    # folder where compiled code may be kept a RuntimeError.
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
         logger.warning(
-            f"Materialised tables are read in plain torch, slower than the dense table for a few queries, because "
+            f"Compact tables are read in plain torch, slower than the dense table for a few tokens or queries, because "
             f"numba cannot be imported: {error}. `pip install 'hf_compact_embeddings[fast]'` installs one that can be."
         )
         return False

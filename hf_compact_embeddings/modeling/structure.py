@@ -105,6 +105,10 @@ class CompactEmbedding(nn.Module):
         layout = cls.layout_for(options, rows, width, options.budget(rows, width))
         return dataclasses.replace(layout, private_rows=0, mask_padding=True)
 
+    def fast_path(self, inputs: Tensor, project: bool) -> Tensor | None:
+        """Return coded rows of ids, or scores, or None to have them read plainly. The package has another, if there."""
+        return None
+
     # What a method may add to.
 
     def check_layout(self) -> None:
@@ -164,12 +168,14 @@ class CompactEmbedding(nn.Module):
             return self.project(inputs)
         return self.embed(inputs, self.scale if scale is None else scale)
 
-    def embed(self, ids: Tensor, scale: float = 1.0) -> Tensor:
-        """Return rows (..., D) of ids (...)."""
+    def embed(self, ids: Tensor, scale: float = 1.0, plain: bool = False) -> Tensor:
+        """Return rows (..., D) of ids (...); plain ones have the same bits wherever they are read."""
         ids = ids.long()
         self.require_ids(ids)
         coded_rows = self.layout.coded_rows
-        vectors = self.coded_vectors(ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1))
+        coded = ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1)
+        found = None if plain else self.fast_path(coded, False)
+        vectors = self.coded_vectors(coded) if found is None else found
         if self.layout.mask_padding and self.padding_idx is not None:
             vectors = vectors * (ids != self.padding_idx).unsqueeze(-1)
         if self.private_vectors is not None:
@@ -183,7 +189,8 @@ class CompactEmbedding(nn.Module):
         """Return hidden · Eᵀ (..., V) for hidden states (..., D), summed in float32."""
         flat = hidden.reshape(-1, self.embedding_dim)
         with torch.autocast(hidden.device.type, enabled=False):
-            scores = self.coded_scores(flat)
+            found = self.fast_path(flat, True)
+            scores = self.coded_scores(flat) if found is None else found
             if self.layout.coded_rows < self.num_embeddings:
                 scores = nn.functional.pad(scores, (0, self.num_embeddings - self.layout.coded_rows))
             if self.layout.mask_padding and self.padding_idx is not None:
@@ -202,7 +209,7 @@ class CompactEmbedding(nn.Module):
         """Decode the table in order, some rows at a time."""
         for start in range(0, self.num_embeddings, rows):
             stop = min(start + rows, self.num_embeddings)
-            yield self.embed(torch.arange(start, stop, device=self.device))
+            yield self.embed(torch.arange(start, stop, device=self.device), plain=True)
 
     @torch.no_grad()
     def resized(self, num_embeddings: int, new_rows: Tensor | None = None) -> Self:

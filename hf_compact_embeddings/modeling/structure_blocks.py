@@ -29,7 +29,7 @@ from .options import STORAGE_DTYPES, choice, integer, integers
 from .structure import register_structure
 from .tiered import TieredConfig, TieredEmbedding, TieredLayout, random_basis_bytes, stored_bytes
 
-_LARGEST = 127
+LARGEST = 127
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ class BlocksEmbedding(TieredEmbedding):
         if self.codebooks is not None:
             return self.codebooks
         # One byte holds -128 to 127, shifted by 128.
-        return (self.entry_codes.to(self.gains.dtype) - (_LARGEST + 1)) * (self.gains / _LARGEST)
+        return (self.entry_codes.to(self.gains.dtype) - (LARGEST + 1)) * (self.gains / LARGEST)
 
     def codes_of(self, ids: Tensor) -> Tensor:
         """Return the codes (n, f) of rows (n,), int64; `codebook_size` where the row's tier has none."""
@@ -191,8 +191,8 @@ class BlocksEmbedding(TieredEmbedding):
             return
         # Rounded as it will be stored, so that the bytes are right for it.
         self.gains.copy_(codebooks.abs().amax(0).to(STORAGE_DTYPES[self.options.storage_dtype]))
-        steps = codebooks * (_LARGEST / self.gains.clamp(min=torch.finfo(torch.float32).tiny))
-        self.entry_codes.copy_(steps.round().clamp(-_LARGEST, _LARGEST) + (_LARGEST + 1))
+        steps = codebooks * (LARGEST / self.gains.clamp(min=torch.finfo(torch.float32).tiny))
+        self.entry_codes.copy_(steps.round().clamp(-LARGEST, LARGEST) + (LARGEST + 1))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:

@@ -209,8 +209,11 @@ class RotatedEmbedding(TieredEmbedding):
 
     def centroids(self) -> Tensor:
         """Return the coordinates (K, r) of the centroids."""
-        values = self.known("centroids", (self.cluster_codes, self.cluster_bits), self._read_centroids)
-        return values.to(self.cluster_gains) * self.cluster_gains
+        return self.centroid_values().to(self.cluster_gains) * self.cluster_gains
+
+    def centroid_values(self) -> Tensor:
+        """Return the coordinates (K, r) of the centroids before their gains."""
+        return self.known("centroids", (self.cluster_codes, self.cluster_bits), self._read_centroids)
 
     def _read_centroids(self) -> Tensor:
         """Decode the centroids (K, r), before their gains."""

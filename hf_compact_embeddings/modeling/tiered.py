@@ -231,8 +231,11 @@ class TieredEmbedding(CompactEmbedding):
         """Return the basis (r, D). The only place that reads coded axes."""
         if self.basis is not None:
             return self.basis
-        directions = self.known("basis", (self.basis_codes, self.basis_bits), self._read_basis)
-        return directions.to(self.basis_gains) * self.basis_gains.unsqueeze(-1)
+        return self.directions().to(self.basis_gains) * self.basis_gains.unsqueeze(-1)
+
+    def directions(self) -> Tensor:
+        """Return coded axes (r, D) before their gains."""
+        return self.known("basis", (self.basis_codes, self.basis_bits), self._read_basis)
 
     def _read_basis(self) -> Tensor:
         """Decode the axes (r, D), before their gains."""

@@ -52,8 +52,9 @@ def materialized(case: Case, runtime: str | None = "int8", **extras: object) -> 
 
 
 def reads_decoded_rows(table: CompactEmbedding) -> bool:
-    """Whether a call gives what int8 rows do, which is never what the codes give."""
-    return not torch.equal(every_row(table), table.dense())
+    """Whether a call gives what int8 rows do, which is never what the codes give, read in compiled loops or plainly."""
+    dense = table.dense()
+    return bool((every_row(table) - dense).abs().max() > 1e-5 * dense.abs().max())
 
 
 @every_runtime
