@@ -113,7 +113,9 @@ def test_commands_are_known(document: str, capsys: pytest.CaptureFixture[str]) -
         assert ended.value.code == 0 and "usage: hf-compact" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/guide.md", "docs/measurements.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/guide.md", "docs/how_it_works.md", "docs/measurements.md", "CONTRIBUTING.md"]
+)
 def test_links_lead_somewhere(document: str) -> None:
     path = REPOSITORY / document
     for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text("utf-8")):
