@@ -133,9 +133,13 @@ class CompactModelMixin(_NativeModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Self:
-        """Load as any model does, and refuse a checkpoint whose compact table is missing or does not fit."""
+        """Load as any model does, and refuse a checkpoint whose compact table is missing or does not fit.
+
+        Pickles are read only where `use_safetensors=False` asks for them.
+        """
         ignore_mismatched = kwargs.pop("ignore_mismatched_sizes", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs)
+        asked = {"use_safetensors": True, **kwargs}
+        model, info = super().from_pretrained(*args, output_loading_info=True, ignore_mismatched_sizes=True, **asked)
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         warn_of_changed_code(model.config.compact_code, source)
         model._compact_card = None if source is None else model._card_of(source, kwargs)
@@ -146,7 +150,7 @@ class CompactModelMixin(_NativeModel):
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
             )
             raise RuntimeError(f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}.")
-        # Annotated as the native ones are, whose pair is not in their annotation either.
+        # Native annotations leave the pair out too.
         return (model, info) if output_loading_info else model  # type: ignore[return-value]
 
     def _refuse_damaged_table(self, path: str, structure: CompactEmbedding, info: dict[str, Any]) -> None:

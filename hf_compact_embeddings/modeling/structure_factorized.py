@@ -88,7 +88,7 @@ class FactorizedConfig(StructureConfig):
         """Return the highest rank with at least the ratio of floats that is asked for."""
         ratio = self.parameter_ratio or _DEFAULT_RATIO
         highest = rows * width / (rows + width)
-        # A hair of tolerance, so that the exact ratio of a rank gives that rank.
+        # A hair, so that the exact ratio of a rank gives that rank.
         rank = math.floor(highest / ratio * (1 + 1e-12))
         if not 1 <= rank < width:
             lowest = highest / max(1, width - 1)
@@ -239,7 +239,7 @@ class FactorizedEmbedding(CompactEmbedding):
             self.codes.normal_()
         else:
             draw_codes_(self.code_bytes, self.layout.rank, 8, 256)
-            # Bytes drawn evenly spread over 256 / sqrt(12) steps.
+            # Bytes drawn evenly have a spread of 256 / sqrt(12).
             self.code_scales.fill_(12**0.5 / 256)
         for tensor in (self.hidden_weight, self.hidden_decoder):
             if tensor is not None:

@@ -17,8 +17,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.modeling.codes import pack_codes
 
-from ..cases import compress_tiny, for_all, for_each_method
+from ..cases import compress_tiny, first_cases, for_all, for_each_method
 from ..tiny_models import tiny_model
+from ..tools import assert_same_state
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 TABLE = "bert.embeddings.word_embeddings."
@@ -231,3 +232,13 @@ def test_another_head_of_another_size_is_still_an_error(case, tmp_path: Path) ->
     assert model.classifier.weight.shape == (5, 24)
     model, info = auto_class.from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"]
+
+
+def test_a_pickle_is_not_read_unless_it_is_asked_for(tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", first_cases()[0])
+    compact.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(compact.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(OSError, match="safetensors"):
+        type(compact).from_pretrained(tmp_path)
+    assert_same_state(type(compact).from_pretrained(tmp_path, use_safetensors=False), compact)
