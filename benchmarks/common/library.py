@@ -22,6 +22,7 @@ from hf_compact_embeddings.evidence.exact_rows import always_exact
 from hf_compact_embeddings.evidence.frequencies import RANK_OF_CHARACTERS, ranks_of_tokens
 from hf_compact_embeddings.evidence.sensitivity import find_sensitivity
 from hf_compact_embeddings.finetuning.classification import find_task
+from hf_compact_embeddings.finetuning.data import stream_pieces
 from hf_compact_embeddings.finetuning.metrics import interval_95
 from hf_compact_embeddings.finetuning.trainer import classify
 from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of, registered_methods, trellis
@@ -67,6 +68,7 @@ __all__ = [
     "sentence_vectors",
     "shannon_bound",
     "stored_value",
+    "stream_pieces",
     "sts_score",
     "through_rings",
     "unpack_signatures",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.common.library import covariance, private_bytes
-from benchmarks.frontier import fit, measuring, peers, settings, spectra
+from benchmarks.frontier import fit, head_map, measuring, peers, settings, spectra
 from benchmarks.frontier.plot import STYLES, pareto
 
 _ROWS, _WIDTH = 600, 32
@@ -141,3 +141,34 @@ def test_checks_compare_each_with_the_bound_at_its_own_bytes():
         {"group": "faiss OPQ, 1 bit", "gap_db": 1.4},
     ]
     assert [check["met"] for check in measuring.checks(results)] == [True, True, False]
+
+
+def test_maps_of_a_head_make_up_for_what_they_can():
+    torch.manual_seed(0)
+    rows, unit, pieces = torch.randn(200, 16), torch.eye(16), torch.zeros(2, 257, dtype=torch.int64)
+    original = head_map._Side(rows, 0.5 * torch.randn(512, 16) + 0.5, 0.5 * torch.randn(512, 16) + 0.5)
+    turned = unit + 0.4 * torch.randn(16, 2) @ torch.randn(2, 16)
+    # With noise, as codes have it.
+    table = (rows + 0.05 * torch.randn(200, 16)) @ torch.linalg.inv(turned)
+    side = head_map._Side(table, original.learned, original.held_out)
+
+    def divergence(name):
+        return [
+            head_map._measured(original, side, *each[2:], pieces)["kl"]
+            for each in head_map._maps(name, original, side, 2, 60)
+        ]
+
+    none, free = divergence("no map")
+    (same, coded), (start, end) = divergence("closed"), divergence("low rank")
+    assert same == none and free < 0.05 * none
+    assert free < coded < 0.5 * none
+    assert end < start < none
+    bias = head_map._bias(original, side, unit)
+    torch.testing.assert_close(bias, (original.learned @ rows.T - side.learned @ table.T).mean(0), rtol=0, atol=1e-3)
+    exact = head_map._Side(rows, original.learned, original.held_out)
+    assert head_map._measured(original, exact, unit, None, pieces) == {
+        "over_dense": 1.0,
+        "kl": 0.0,
+        "top1_agreement": 1.0,
+        "tokens": 512,
+    }
