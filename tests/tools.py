@@ -9,6 +9,8 @@ import subprocess
 import sys
 import sysconfig
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from hf_compact_embeddings.modeling.structure import CompactEmbedding
 
 from .tiny_models import VOCABULARY, tiny_inputs, tiny_model
 
@@ -74,6 +78,14 @@ def run_python(code: str, *arguments: object, home: Path, without_package: bool 
 def last_json(output: str) -> Any:
     """Return what the last line of a process's output holds."""
     return json.loads(output.strip().splitlines()[-1])
+
+
+@contextmanager
+def reading_plainly() -> Iterator[None]:
+    """Read codes as a checkpoint does that brings its own code."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CompactEmbedding, "fast_path", lambda *_: None)
+        yield
 
 
 @torch.no_grad()

@@ -50,6 +50,9 @@ def read_codes(table: CompactEmbedding, inputs: Tensor, project: bool) -> Tensor
 
 def _is_read_here(table: nn.Module, inputs: Tensor) -> bool:
     """Whether all is plain numbers in this machine's memory, and no gradient is asked for."""
+    if getattr(table, "_is_replica", False):
+        # Of `nn.DataParallel`: its tensors are plain attributes, so that nothing tells which of them train.
+        return False
     tensors = [tensor for owned in (table._parameters, table._buffers) for tensor in owned.values()]
     for tensor in (inputs, *tensors):
         if tensor is None:

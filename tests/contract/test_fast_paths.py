@@ -19,7 +19,7 @@ from hf_compact_embeddings.kernels import fast_path, rows
 from hf_compact_embeddings.modeling.structure import CompactEmbedding, structure_class_of
 
 from ..cases import EXTRAS, Case, all_cases, build_structure, for_all_with_extras
-from ..tools import LargestTensor
+from ..tools import LargestTensor, reading_plainly
 
 numba_errors = pytest.importorskip("numba.core.errors")
 FOLDER = Path(fast_path.__file__).parent
@@ -35,14 +35,6 @@ IDS = torch.tensor([[0, 3, 7, 31], [59, 59, 1, 3]])
 def _needs_numba() -> None:
     if not rows.numba_works():
         pytest.skip("numba is not installed")
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """Read codes as a checkpoint does that brings its own code."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CompactEmbedding, "fast_path", lambda *_: None)
-        yield
 
 
 @contextmanager
@@ -72,7 +64,7 @@ def assert_equal(found: Tensor, wanted: Tensor) -> None:
 def assert_reads_as_plainly(table: CompactEmbedding) -> None:
     ids = torch.arange(table.num_embeddings)
     hidden = [torch.randn(count, table.embedding_dim).to(table.dtype) for count in (1, 2, 8, 19)]
-    with plain():
+    with reading_plainly():
         wanted = [table(ids), *(table(queries, project=True) for queries in hidden)]
     with counted() as answered:
         found = [table(ids), *(table(queries, project=True) for queries in hidden)]
@@ -140,7 +132,7 @@ def test_half_precision(case: Case, dtype: torch.dtype) -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), counted() as answered:
         found = table(ids, scale=1.0), table(hidden, project=True)
     assert answered == [True, True]
-    with torch.no_grad(), plain():
+    with torch.no_grad(), reading_plainly():
         wanted = exact(ids, scale=1.0).to(dtype), exact(hidden.float(), project=True).to(dtype)
     for one, other in zip(found, wanted, strict=True):
         assert_equal(one, other)
@@ -165,7 +157,7 @@ def test_changes_are_seen(case: Case) -> None:
         other.codes.random_(0, 2) if getattr(other, "codes", None) is not None else other.codebooks.normal_()
     table.load_state_dict(other.state_dict())
     assert_reads_as_plainly(table)
-    with torch.no_grad(), plain():
+    with torch.no_grad(), reading_plainly():
         wanted = other(IDS[:1])
     with torch.no_grad():
         assert_equal(table(IDS[:1]), wanted)
@@ -212,7 +204,7 @@ def test_gradients_and_traces_take_the_plain_path(case: Case) -> None:
 @for_fast
 def test_without_numba_the_plain_path_answers(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     table = build_structure(case)
-    with plain(), torch.no_grad():
+    with reading_plainly(), torch.no_grad():
         wanted = table(IDS)
     monkeypatch.setattr(fast_path, "numba_works", lambda: False)
     fast_path._loops_for.cache_clear()
@@ -235,7 +227,7 @@ def test_loops_that_do_not_compile_are_done_without(
         tries.append(inputs)
         raise numba_errors.NumbaError("no such processor")
 
-    with plain(), torch.no_grad():
+    with reading_plainly(), torch.no_grad():
         wanted = table(IDS)
     monkeypatch.setattr(module, "look_up", fail)
     monkeypatch.setattr(fast_path, "_broken", set())
