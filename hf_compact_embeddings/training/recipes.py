@@ -44,8 +44,8 @@ class Recipe:
 # `benchmarks/calibration/experiments`. What has lost little must move little.
 _RATES = ((10.0, 2e-5, 0.002), (50.0, 1e-4, 0.005), (250.0, 1e-4, 0.01), (math.inf, 2e-4, 0.02))
 # Of causal models the table and all norms train: in equal time that brings more than all layers do. Norms bear a rate
-# that layers would not, and in the few steps that there is time for, it must be high. Those from 20 times on were
-# measured (`benchmarks/frontier/tied_calibrated.py`); those below are lower, as for layers, and a guess.
+# that layers would not, and in the few steps that there is time for, it must be high. Those from 10 times on were
+# measured (`benchmarks/frontier/tied_calibrated.py`); that below is lower, as for layers, and a guess.
 _CAUSAL_RATES = ((10.0, 3e-4, 0.003), (20.0, 6e-4, 0.006), (35.0, 1e-3, 0.01), (math.inf, 1.5e-3, 0.015))
 _CAUSAL_WINDOW, _CAUSAL_BATCH = 256, 4
 
