@@ -23,9 +23,8 @@ from .progress import step
 _FITTED_ROWS, _CODED_ROWS = 8192, 2048
 # A first look, at so small a part of the former, tells which candidates are hopeless.
 _FIRST_LOOK = 4
-# How much more error than the best has who cannot win: 1 dB by a fit to few rows, 3 dB by what that lets expect of
-# many, and 1.5 dB by a cost model alone.
-_HOPELESS, _HOPELESS_EXPECTED, _HOPELESS_BY_MODEL = 10**0.1, 10**0.3, 10**0.15
+# How much more error than the best has who cannot win: 1 dB by a fit to few rows, 1.5 dB by a cost model alone.
+_HOPELESS, _HOPELESS_BY_MODEL = 10**0.1, 10**0.15
 _HEAD_TRIALS = 5
 
 
@@ -51,20 +50,20 @@ class Judge:
         table, counts = source.table, source.counts
         weights = FitSource(table, counts=counts).row_weights(1.0)
         weights = torch.ones(len(table)) if weights is None else weights
-        self.source, self.budget = dataclasses.replace(source, max_bytes=None), budget
-        given = None if counts is None else weights
-        ids, multiplicity = _draw(given, len(table), source.seed, _FITTED_ROWS)
-        # The sample tells these as well as the table does: the rows that weigh most are all in it.
-        mean, spread = covariance(table[ids], weights[ids].double() * multiplicity)
+        mean, spread = covariance(table, weights)
         # A fit sees a table (V, D) as its product with the metric's root.
         root = None if source.metric is None else metric_roots(source.metric, table.shape[1])[0]
         spread = spread if root is None else root @ spread @ root
         self.eigenvalues = torch.linalg.eigvalsh(spread).clamp(min=0.0)
-        self.fitted = self.coded = _Sample(self.source, weights, ids, multiplicity, mean, root)
-        if not source.tied:
-            # What scoring costs shows on many rows; errors show on few.
-            few = _draw(given, len(table), source.seed, _CODED_ROWS)
-            self.coded = _Sample(self.source, weights, *few, mean, root)
+        self.source, self.budget = dataclasses.replace(source, max_bytes=None), budget
+        given = None if counts is None else weights
+
+        def sample(size: int) -> _Sample:
+            return _Sample(self.source, weights, *_draw(given, len(table), source.seed, size), mean, root)
+
+        self.fitted = sample(_FITTED_ROWS)
+        # What scoring costs shows on many rows.
+        self.coded = self.fitted if source.tied else sample(_CODED_ROWS)
         # Fits weigh by about the root of the counts.
         self.effective_rows = _effective_rows(weights.double().sqrt())
 
@@ -134,7 +133,7 @@ class Judge:
             # Some codebooks have more entries than a first look has rows.
             with contextlib.suppress(CompactConfigError):
                 error, least_error, _ = self._extrapolated(config, size // _FIRST_LOOK)
-                if least_error > _HOPELESS * least or error > _HOPELESS_EXPECTED * least:
+                if least_error > _HOPELESS * least:
                     return Judged(config, taken, error, rough=True)
         error, _, structure = self._extrapolated(config, size)
         return Judged(config, taken, error, self._head_cost(structure))

@@ -33,7 +33,7 @@ class Experiment:
         balance: every file of `count` counts for the same.
         sensitivity_texts: files for the sensitivity metric; without it what is learned from.
         trains: as `hce.calibrate` takes it, like the following.
-        losses: weights.
+        losses: weights; without it those that `hce.calibrate` takes by default, which may change.
         max_length: of a text in tokens.
         learning_rate: of the layers.
         table_learning_rate: of the table.
