@@ -24,7 +24,7 @@ def broken(error: BaseException) -> Any:
     [
         (KeyError("model_type"), "KeyError: 'model_type' (`--debug` shows where that came from)"),
         (RuntimeError("one\ntwo"), "RuntimeError: one two (`--debug` shows where that came from)"),
-        (KeyboardInterrupt(), "interrupted; nothing was half-written."),
+        (KeyboardInterrupt(), "interrupted"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
     ],
 )

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         outcome = options.run(options)
     except KeyboardInterrupt:
-        return _failed(options, "interrupted; nothing was half-written.")
+        return _failed(options, "interrupted")
     except (CompactEmbeddingsError, OSError) as error:
         return _failed(options, str(error))
     except Exception as error:
