@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .calibration import blend, calibrate
+    from .blending import blend
+    from .calibration import calibrate
     from .token_manipulation import (
         DataCollatorForTokenManipulation,
         encoder_of,
@@ -30,7 +31,7 @@ if not TYPE_CHECKING:
     _MODULES = {
         "CalibrationError": "trainer",
         "DataCollatorForTokenManipulation": "token_manipulation",
-        "blend": "calibration",
+        "blend": "blending",
         "calibrate": "calibration",
         "encoder_of": "token_manipulation",
         "packed_rows": "token_manipulation",

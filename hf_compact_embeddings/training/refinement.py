@@ -20,7 +20,8 @@ from ..evidence import Evidence
 from ..evidence.texts import HubTexts, Text, single_texts
 from ..modeling.errors import CompactConfigError, config_error
 from ..progress import Step, step, tell
-from .calibration import blend, calibrate
+from .blending import blend
+from .calibration import calibrate
 from .judge import Judge
 from .losses import predicts
 from .products import fast_products
