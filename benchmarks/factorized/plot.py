@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..common.picture import drawing, save
+
 # Colour, marker and line. The metric dashed, equal rows dotted; colours by Okabe and Ito.
 STYLES = {
     "SVD, rows equal": ("#000000", "x", ":"),
@@ -31,13 +33,7 @@ PANELS = {
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """Draw every measure over the ratio, and write an SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = path.stem
-    figure, grid = pyplot.subplots(2, 3, figsize=(14, 9))
+    figure, grid = drawing(path.stem).subplots(2, 3, figsize=(14, 9))
     ratios = sorted({cell["ratio"] for cell in results.values() if "ratio" in cell})
     for axes, (measure, title) in zip(grid.flat, PANELS.items(), strict=True):
         for name, (colour, marker, line) in STYLES.items():
@@ -68,5 +64,4 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.legend(handles, labels, loc="lower center", ncol=3, frameon=False)
     figure.supxlabel("ratio in the paper's count", y=0.125, fontsize="medium")
     figure.tight_layout(rect=(0, 0.14, 1, 1))
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, path)

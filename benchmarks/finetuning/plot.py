@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..common.picture import drawing, save
+
 # Okabe and Ito, without yellow and black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 TITLES = {"sst2": "SST-2", "cola": "CoLA", "mrpc": "MRPC", "rte": "RTE", "stsb": "STS-B", "mean": "mean"}
@@ -27,17 +29,11 @@ def main() -> None:
     parser.add_argument("--finetuned", type=Path, nargs="+", required=True, help="records of benchmarks.finetuning")
     parser.add_argument("--output", type=Path, required=True, help="SVG file to write")
     options = parser.parse_args()
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "training"
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5), width_ratios=(2, 3))
+    figure, (left, right) = drawing("training").subplots(1, 2, figsize=(13, 5), width_ratios=(2, 3))
     curves(left, [json.loads(path.read_text()) for path in sorted(options.calibrated)])
     differences(right, [json.loads(path.read_text())["results"]["summary"] for path in options.finetuned])
     figure.tight_layout()
-    figure.savefig(options.output, metadata={"Date": None})
+    save(figure, options.output)
 
 
 def curves(axes: Any, records: list[dict[str, Any]]) -> None:

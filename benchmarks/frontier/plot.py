@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..common.picture import drawing, save
+
 # Colour, marker, line. Ours are drawn through, other libraries dashed. Colours by Okabe and Ito, and greys.
 STYLES: dict[str, tuple[str, str, str]] = {
     "rotated, frequency and sensitivity": ("#D55E00", "o", "-"),
@@ -53,13 +55,7 @@ def plot(results: list[dict[str, Any]], dense_score: float, score: str, path: Pa
         score: the column with the sentence similarity.
         path: of the picture.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "frontier"
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(13, 5.8))
+    figure, (left, right) = drawing("frontier").subplots(1, 2, figsize=(13, 5.8))
     scored = [result for result in results if score in result]
     edge = [scored[i] for i in pareto([(result["ratio"], result[score]) for result in scored])]
     left.scatter(
@@ -91,9 +87,7 @@ def plot(results: list[dict[str, Any]], dense_score: float, score: str, path: Pa
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=4, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.2, 1, 1))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    save(figure, path)
 
 
 def _lines(axes: Any, results: list[dict[str, Any]], across: str, up: str) -> None:

@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..common.picture import drawing, save, without_frame
+
 _TABLE, _REST, _INK = "#D55E00", "#B9C4CE", "#222222"
 _MEGABYTE = 1e6
 
@@ -42,13 +44,7 @@ def mean_loss(row: dict[str, Any], dense: dict[str, Any]) -> float:
 
 def plot(rows: list[dict[str, Any]], other_bytes: int, title: str, path: Path) -> None:
     """Draw a bar a row, and write the picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "bytes"
-    figure, axes = pyplot.subplots(figsize=(9, 0.62 * len(rows) + 1.1))
+    figure, axes = drawing("bytes").subplots(figsize=(9, 0.62 * len(rows) + 1.1))
     figure.patch.set_facecolor("white")
     for place, row in enumerate(rows):
         table, whole = row["bytes"] / _MEGABYTE, (row["bytes"] + other_bytes) / _MEGABYTE
@@ -69,12 +65,9 @@ def plot(rows: list[dict[str, Any]], other_bytes: int, title: str, path: Path) -
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("MB on disk, float32")
     axes.set_title(title, loc="left", fontsize=11)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
+    without_frame(axes, "top", "right", "left")
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":

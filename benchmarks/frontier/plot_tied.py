@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..common.picture import drawing, save, without_frame
+
 # Of each line its label, the beginning of its settings' names, colour, marker and line; colours by Okabe and Ito.
 _LINES = (
     ("compress(ratio=…), with texts", "ours, texts", "#D55E00", "o", "-"),
@@ -42,13 +44,7 @@ def main() -> None:
 
 def plot(results: list[dict[str, Any]], dense_bytes: int, path: Path) -> None:
     """Draw the divergence over the bytes, and write an SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "tied"
-    figure, axes = pyplot.subplots(figsize=(8.5, 5.2))
+    figure, axes = drawing("tied").subplots(figsize=(8.5, 5.2))
     for label, beginning, colour, marker, line in _LINES:
         mine = sorted((row for row in results if row["name"].startswith(beginning)), key=lambda row: row["ratio"])
         if not mine:
@@ -66,13 +62,10 @@ def plot(results: list[dict[str, Any]], dense_bytes: int, path: Path) -> None:
     axes.set_xticks(ticks, labels=map(str, ticks))
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    without_frame(axes, "top", "right")
     axes.legend(frameon=False, fontsize=9)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    pyplot.close(figure)
+    save(figure, path)
 
 
 if __name__ == "__main__":
