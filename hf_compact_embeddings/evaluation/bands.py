@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from ..fitting.reproducible import total
-from ..modeling.structure import CompactEmbedding
 
 _ENDS = (100, 1_000, 10_000)
-_ROWS_PER_CHUNK = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,33 +41,37 @@ class Band:
         )
 
 
-@torch.no_grad()
-def frequency_bands(structure: CompactEmbedding, table: Tensor, counts: Tensor) -> list[Band]:
-    """Compare a structure with the dense table (V, D) that it stands for, by how often tokens occur (V,)."""
-    mean = total(table.cpu()) / len(table)
-    errors, energies, cosines = torch.empty(3, len(table), dtype=torch.float64)
-    for start, decoded in zip(
-        range(0, len(table), _ROWS_PER_CHUNK), structure.dense_chunks(_ROWS_PER_CHUNK), strict=True
-    ):
-        rows = slice(start, start + len(decoded))
-        decoded, original = decoded.cpu().double(), table[rows].cpu().double()
-        errors[rows] = (decoded - original).square().sum(1)
-        energies[rows] = (original - mean).square().sum(1)
-        cosines[rows] = torch.cosine_similarity(decoded, original, dim=-1)
-    order, counts = counts.argsort(descending=True, stable=True), counts.double()
-    met = errors * counts
-    ends = [0, *(end for end in _ENDS if end < len(table)), len(table)]
-    return [
-        Band(
-            first=begin + 1,
-            last=end,
-            read=_share(counts, order[begin:end]),
-            felt=_share(met, order[begin:end]),
-            relative_mse=float(errors[order[begin:end]].sum() / energies[order[begin:end]].sum().clamp(min=1e-300)),
-            mean_cosine=float(cosines[order[begin:end]].mean()),
+class BandErrors:
+    """Compares rows with those of the dense table (V, D) that they stand for, by how often tokens occur (V,)."""
+
+    def __init__(self, table: Tensor, counts: Tensor) -> None:
+        """Keep the dense table and the counts."""
+        self.table, self.counts = table, counts.double()
+        self._mean = total(table.cpu()) / len(table)
+        self._errors, self._energies, self._cosines = torch.empty(3, len(table), dtype=torch.float64)
+
+    def take(self, rows: slice, decoded: Tensor) -> None:
+        """See some rows (n, D)."""
+        decoded, original = decoded.double(), self.table[rows].cpu().double()
+        self._errors[rows] = (decoded - original).square().sum(1)
+        self._energies[rows] = (original - self._mean).square().sum(1)
+        self._cosines[rows] = torch.cosine_similarity(decoded, original, dim=-1)
+
+    def bands(self) -> list[Band]:
+        """Return the bands, the most frequent tokens first."""
+        order, met = self.counts.argsort(descending=True, stable=True), self._errors * self.counts
+        ends = [0, *(end for end in _ENDS if end < len(order)), len(order)]
+        return [self._band(first, order[first:last], met) for first, last in pairwise(ends)]
+
+    def _band(self, first: int, ids: Tensor, met: Tensor) -> Band:
+        return Band(
+            first=first + 1,
+            last=first + len(ids),
+            read=_share(self.counts, ids),
+            felt=_share(met, ids),
+            relative_mse=float(self._errors[ids].sum() / self._energies[ids].sum().clamp(min=1e-300)),
+            mean_cosine=float(self._cosines[ids].mean()),
         )
-        for begin, end in pairwise(ends)
-    ]
 
 
 def _share(values: Tensor, ids: Tensor) -> float:

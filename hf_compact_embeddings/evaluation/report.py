@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evidence import gather
-from ..fitting.spectrum import covariance, gap_db, shannon_bound
 from ..modeling.architectures import IN_HEAD, find_input_table
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.structure import CompactEmbedding
 from ..transformers_internals import ignored_on_save
-from .bands import Band, frequency_bands
+from .bands import Band
+from .neighbours import Neighbours
+from .reading import Collisions, Fidelity, RowReader, read_rows
+from .words import Words
 
-_ROWS_PER_CHUNK = 8192
 # What a report says of the first table alone.
 _OF_FIRST = ("options", "rows", "width", "private_rows", "collisions")
 _FIDELITY = ("relative_mse", "mean_cosine", "shannon_bound", "gap_db")
@@ -102,6 +101,7 @@ class Report:
         gap_db: relative_mse over shannon_bound, in decibels. A clustered table can go below zero.
         tables: each compact table: the input table, and that of a head that is not tied.
         bands: where the error of the input table lies, by how often tokens occur; without a tokenizer nothing tells.
+        neighbours: some words, frequent and rare, with the tokens that lie nearest before and after.
     """
 
     method: str
@@ -128,10 +128,20 @@ class Report:
     gap_db: float | None = None
     tables: list[TableReport] = dataclasses.field(default_factory=list)
     bands: list[Band] = dataclasses.field(default_factory=list)
+    neighbours: list[Neighbours] = dataclasses.field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON."""
         return dataclasses.asdict(self)
+
+    def calibration_in_words(self) -> str:
+        """Say how far calibration went, and what it brought where that was measured."""
+        calibration = self.calibration or {}
+        share, held_out = calibration.get("share"), calibration.get("held_out_loss")
+        parts = [f"{calibration['steps']:,} steps"] if "steps" in calibration else []
+        parts += [] if share is None else [f"{share:.0%} of the way"]
+        parts += [] if held_out is None else [f"held-out loss {held_out['fit']:.4f} -> {held_out['now']:.4f}"]
+        return ", ".join(parts)
 
     def __str__(self) -> str:
         """Return the report as a table."""
@@ -160,7 +170,7 @@ class Report:
         if self.evidence is not None:
             yield "fitted with", self.evidence
         if self.calibration is not None:
-            yield "calibrated", _calibration_in_words(self.calibration)
+            yield "calibrated", self.calibration_in_words()
         if self.relative_mse is not None and not several:
             yield "relative MSE", f"{self.relative_mse:.4f}   (Shannon bound {self.shannon_bound:.4f})"
             yield "above the bound", f"{self.gap_db:.2f} dB"
@@ -187,7 +197,12 @@ def inspect(
     """
     if not isinstance(compact, CompactModelMixin):
         raise CompactConfigError(f"`compact` is a {type(compact).__name__}, which is not compact.")
-    tables = [_inspect_table(compact, path, structure, against) for path, structure in reported_tables(compact).items()]
+    words = _words(compact, against, tokenizer, languages)
+    first_path = compact.input_table_path
+    tables = [
+        _inspect_table(compact, path, structure, against, words.readers if path == first_path and words else ())
+        for path, structure in reported_tables(compact).items()
+    ]
     source = compact.config.compact_source or {}
     first, code = tables[0], compact.config.code_that_reads_it()
     dense, stored = sum(table.dense_bytes for table in tables), sum(table.compact_bytes for table in tables)
@@ -209,23 +224,27 @@ def inspect(
             name: tensor.numel() * tensor.element_size() for name, tensor in dense_tables(compact, first.rows).items()
         },
         tables=tables,
-        bands=_bands(compact, against, tokenizer, languages),
+        bands=words.errors.bands() if words else [],
+        neighbours=words.neighbours() if words else [],
         **{name: getattr(first, name) for name in (*_OF_FIRST, *_FIDELITY)},
     )
 
 
-def _bands(
+def _words(
     compact: CompactModelMixin,
     against: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase | None,
     languages: Iterable[str] | None,
-) -> list[Band]:
-    """Return the bands of the input table, if both its dense table and its tokens' frequencies are known."""
+) -> Words | None:
+    """Return what is to be seen of the input table, if both its dense table and its tokens' frequencies are known."""
     if against is None or tokenizer is None:
-        return []
-    table = find_input_table(against)
+        return None
+    table, structure = find_input_table(against), compact.compact_embedding
+    dense = table.module.weight.detach()
     counts = gather(against, table, tokenizer=tokenizer, languages=languages).counts
-    return [] if counts is None else frequency_bands(compact.compact_embedding, table.module.weight.detach(), counts)
+    if counts is None or dense.shape != (structure.num_embeddings, structure.embedding_dim):
+        return None
+    return Words(structure, dense, counts, tokenizer)
 
 
 def reported_tables(compact: CompactModelMixin) -> dict[str, CompactEmbedding]:
@@ -235,9 +254,13 @@ def reported_tables(compact: CompactModelMixin) -> dict[str, CompactEmbedding]:
 
 
 def _inspect_table(
-    compact: CompactModelMixin, path: str, structure: CompactEmbedding, against: PreTrainedModel | None
+    compact: CompactModelMixin,
+    path: str,
+    structure: CompactEmbedding,
+    against: PreTrainedModel | None,
+    readers: Iterable[RowReader],
 ) -> TableReport:
-    """Report on one table, beside that of the dense model."""
+    """Report on one table, beside that of the dense model; readers see its rows, too."""
     rows, width = structure.num_embeddings, structure.embedding_dim
     name, table = "head" if path.endswith(IN_HEAD) else "input", None
     if against is not None:
@@ -246,6 +269,8 @@ def _inspect_table(
         if table is None or table.shape != (rows, width):
             theirs = "no output head" if table is None else f"a table {tuple(table.shape)}"
             raise CompactConfigError(f"`against` has {theirs}, `compact` one of {(rows, width)}: its `{path}`.")
+    collisions, fidelity = Collisions(), None if table is None else Fidelity(table)
+    read_rows(structure, [collisions, *([] if fidelity is None else [fidelity]), *readers])
     return TableReport(
         table=name,
         path=path,
@@ -257,18 +282,9 @@ def _inspect_table(
         compact_bytes=structure.nbytes,
         floats=sum(parameter.numel() for parameter in structure.parameters()),
         private_rows=structure.layout.private_rows,
-        collisions=count_collisions(structure),
-        **({} if table is None else fidelity(structure, table)),
+        collisions=collisions.count,
+        **({} if fidelity is None else fidelity.figures(structure.nbytes)),
     )
-
-
-def _calibration_in_words(calibration: dict[str, Any]) -> str:
-    """Say how far calibration went, and what it brought where that was measured."""
-    share, held_out = calibration.get("share"), calibration.get("held_out_loss")
-    parts = [f"{calibration['steps']:,} steps"] if "steps" in calibration else []
-    parts += [] if share is None else [f"{share:.0%} of the way"]
-    parts += [] if held_out is None else [f"held-out loss {held_out['fit']:.4f} -> {held_out['now']:.4f}"]
-    return ", ".join(parts)
 
 
 def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
@@ -290,37 +306,3 @@ def _saved_bytes(compact: CompactModelMixin) -> int:
     others = (tensor for key, tensor in state.items() if key not in inside)
     stored = sum(structure.nbytes for structure in structures)
     return stored + sum(tensor.numel() * tensor.element_size() for tensor in others)
-
-
-@torch.no_grad()
-def count_collisions(structure: CompactEmbedding) -> int:
-    """Return how many rows are looked up as exactly the vector of an earlier row, whatever the method."""
-    seen: set[bytes] = set()
-    for chunk in structure.dense_chunks():
-        # Adding zero makes one zero of the two.
-        rows = (chunk.float() + 0.0).cpu().numpy()
-        seen.update(hashlib.blake2b(row.tobytes(), digest_size=16).digest() for row in rows)
-    return structure.num_embeddings - len(seen)
-
-
-@torch.no_grad()
-def fidelity(structure: CompactEmbedding, table: Tensor) -> dict[str, float]:
-    """Compare a structure with the dense table (V, D) that it stands for, in chunks."""
-    mean, spread = covariance(table)
-    error = cosine = 0.0
-    for start, decoded in zip(
-        range(0, len(table), _ROWS_PER_CHUNK), structure.dense_chunks(_ROWS_PER_CHUNK), strict=True
-    ):
-        decoded = decoded.cpu().double()
-        original = table[start : start + _ROWS_PER_CHUNK].cpu().double()
-        error += float((decoded - original).square().sum())
-        cosine += float(torch.cosine_similarity(decoded, original, dim=-1).sum())
-    total = float(spread.trace()) * len(table)
-    bound = shannon_bound(torch.linalg.eigvalsh(spread), 8 * structure.nbytes / table.numel())
-    relative = error / total if total else float(error > 0)
-    return {
-        "relative_mse": relative,
-        "mean_cosine": cosine / len(table),
-        "shannon_bound": bound,
-        "gap_db": gap_db(relative, bound),
-    }

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.evaluation.report import count_collisions
+from hf_compact_embeddings.evaluation.reading import count_collisions
 from hf_compact_embeddings.fitting import registered_methods
 from hf_compact_embeddings.modeling.architectures import read_stored_tables
 from hf_compact_embeddings.modeling.errors import CompactEmbeddingsError

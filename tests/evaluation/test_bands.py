@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.evaluation import bands
-from hf_compact_embeddings.evaluation.bands import frequency_bands
+from hf_compact_embeddings.evaluation import bands, reading
+from hf_compact_embeddings.evaluation.bands import Band, BandErrors
+from hf_compact_embeddings.evaluation.reading import read_rows
 
 from ..tiny_models import tiny_model
 from ..tools import tiny_tokenizer
@@ -16,7 +17,13 @@ from ..tools import tiny_tokenizer
 @pytest.fixture(autouse=True)
 def narrow_bands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bands, "_ENDS", (3, 20, 10**9))
-    monkeypatch.setattr(bands, "_ROWS_PER_CHUNK", 7)
+    monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", 7)
+
+
+def frequency_bands(structure: hce.CompactEmbedding, table: torch.Tensor, counts: torch.Tensor) -> list[Band]:
+    errors = BandErrors(table, counts)
+    read_rows(structure, [errors])
+    return errors.bands()
 
 
 def test_shares_add_up_and_are_those_of_the_rows() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.evaluation import report as module
+from hf_compact_embeddings.evaluation import reading
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 
 from ..cases import Case, compress_tiny, for_all, for_each_method
@@ -154,7 +154,7 @@ def test_chunks_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
     dense = tiny_model("bert")
     compact = hce.compress(dense, hce.SubspaceConfig(num_subspaces=4, codebook_size=16))
     whole = hce.inspect(compact, against=dense)
-    monkeypatch.setattr(module, "_ROWS_PER_CHUNK", 7)
+    monkeypatch.setattr(reading, "_ROWS_PER_CHUNK", 7)
     chunked = hce.inspect(compact, against=dense)
     for figure in ("relative_mse", "mean_cosine", "shannon_bound", "gap_db"):
         assert getattr(chunked, figure) == pytest.approx(getattr(whole, figure))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.evaluation.report import count_collisions
+from hf_compact_embeddings.evaluation.reading import count_collisions
 from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of
 from hf_compact_embeddings.fitting.allocation import RowStatistics, row_statistics
 from hf_compact_embeddings.fitting.block_plan import BlockPlan, BlockSizes, code_gains

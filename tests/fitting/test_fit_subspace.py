@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.evaluation.report import count_collisions
+from hf_compact_embeddings.evaluation.reading import count_collisions
 from hf_compact_embeddings.fitting import FitSource, fit_structure
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 from hf_compact_embeddings.modeling.structure_subspace import SubspaceEmbedding

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.evaluation.report import count_collisions
+from hf_compact_embeddings.evaluation.reading import count_collisions
 from hf_compact_embeddings.fitting import FitSource, fit_structure
 from hf_compact_embeddings.modeling.codes import packed_width
 from hf_compact_embeddings.modeling.errors import CheckpointError

@@ -1,0 +1,1 @@
+"""Tables of many kinds and sizes in the same model, judged by the same tasks: an experiment is a file."""
