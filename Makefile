@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := python -m pip --disable-pip-version-check --quiet install
 PIP := $(BIN)/$(INSTALL)
 
-.PHONY: demo cards test test-lowest test-newest lint types stubs check clean
+.PHONY: demo cards test test-lowest test-newest lint types stubs check dist clean
 
 demo: .venv/.demo
 	$(BIN)/hf-compact demo
@@ -57,6 +57,16 @@ stubs: .venv/.test
 
 check: lint types test
 
+# Both distributions, and the wheel at work in an environment that has nothing else.
+dist:
+	rm -rf dist .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/$(INSTALL) build
+	.venv-dist/bin/python -m build
+	$(if $(TORCH_INDEX),.venv-dist/bin/$(INSTALL) --index-url $(TORCH_INDEX) torch)
+	.venv-dist/bin/$(INSTALL) dist/*.whl
+	cd .venv-dist && bin/hf-compact methods
+
 .venv/.torch: constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --constraint constraints.txt torch
@@ -71,4 +81,4 @@ check: lint types test
 	touch $@
 
 clean:
-	rm -rf .venv .venv-lowest .venv-newest build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-lowest .venv-newest .venv-dist build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
