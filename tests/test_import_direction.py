@@ -26,7 +26,7 @@ SHIPPED = [path for path in MODELING if path.name != "__init__.py"]
 FLOORS = (
     ("version", "modeling", "progress"),
     ("transformers_internals",),
-    ("registration", "kernels", "fitting", "model_outputs", "checkpoints", "effort", "settings"),
+    ("registration", "checked_loading", "kernels", "fitting", "model_outputs", "checkpoints", "effort", "settings"),
     ("evidence",),
     ("judging",),
     ("planning",),
