@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hf_compact_embeddings.checked_loading import require_finite_rows
+from hf_compact_embeddings.checked_models import require_finite_rows, sizes_of_tensors
 from hf_compact_embeddings.modeling.architectures import read_stored_tables
 from hf_compact_embeddings.modeling.errors import CheckpointError, CompactConfigError
 from hf_compact_embeddings.modeling.structure import CompactEmbedding, structure_class_of
@@ -75,7 +75,7 @@ def load(
     """Load a table as a model does: built without values, compared with what is stored, filled, and checked."""
     options, layout = read_stored_tables({"table": stored})["table"]
     structure_class = structure_class_of(options.method)
-    with torch.device("meta"):
+    with torch.device("meta"), sizes_of_tensors():
         sizes = structure_class.random_layout(options, rows, width) if layout is None else layout
         structure = structure_class(options, sizes, rows, width, padding, scale)
     wanted = structure.state_dict()

@@ -42,7 +42,14 @@ class Checkpoint:
             code.unlink()
         config, weights = json.loads((folder / _CONFIG).read_text()), (folder / _WEIGHTS).read_bytes()
         del config["compact_code"]
-        return cls(folder, type(compact), compact.input_table_path, config, weights, digest_of(type(compact).from_pretrained(folder)))
+        return cls(
+            folder,
+            type(compact),
+            compact.input_table_path,
+            config,
+            weights,
+            digest_of(type(compact).from_pretrained(folder)),
+        )
 
     def damage(self, draw: random.Random) -> None:
         """Write a copy with one or two changes."""

@@ -148,7 +148,8 @@ def _other_values(draw: random.Random, tensor: torch.Tensor) -> torch.Tensor:
     elif tensor.dtype == torch.uint8:
         part.fill_(draw.choice((0, 1, 2, 6, 7, 8, 127, 128, 254, 255)))
     else:
-        part.copy_(torch.tensor(draw.choice(_FLOATS), dtype=torch.float64).nan_to_num(0.0) if not tensor.is_floating_point() else torch.tensor(draw.choice(_FLOATS)))
+        value = torch.tensor(draw.choice(_FLOATS))
+        part.copy_(value if tensor.is_floating_point() else value.nan_to_num(0.0))
     return changed
 
 

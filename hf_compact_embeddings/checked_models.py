@@ -1,7 +1,8 @@
-"""What the package looks at when it loads a checkpoint, beside what a checkpoint's own code does.
+"""What the package does when it loads and saves a checkpoint, beside what a checkpoint's own code does.
 
 Before anything is read: whether the files are whole, of the format's types, and as large as the configuration says.
-Whatever else a damaged checkpoint ends in becomes one kind of error. Code that travels in checkpoints runs where they
+Whatever else a damaged checkpoint ends in becomes one kind of error. And what is saved over an older checkpoint is
+written whole before a file of that is touched. Code that travels in checkpoints runs where they
 are trusted; what is here stays in the package.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,14 +20,18 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import CONFIG_NAME, logging
 
+from .drafts import draft_folder
 from .modeling import modeling_compact
 from .modeling.errors import CheckpointError, CompactConfigError, CompactEmbeddingsError
 from .modeling.modeling_compact import CompactConfigMixin, CompactModelMixin
 from .modeling.structure import CompactEmbedding
 
 logger = logging.get_logger(__name__)
+
+# What weights are called, in one file or in several; Transformers would read old ones beside the new.
+WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # How many times larger than their files tables may be: floats may be stored as half of what the options say.
@@ -51,6 +57,17 @@ def one_kind_of_error(source: object) -> Iterator[None]:
         raise CheckpointError(f"{str(source)!r} cannot be loaded: {type(error).__name__}: {error}") from error
 
 
+@contextmanager
+def sizes_of_tensors() -> Iterator[None]:
+    """Say that it is the configuration's fault if tensors without values cannot be made: no memory was asked for."""
+    try:
+        yield
+    except (RuntimeError, OverflowError) as error:
+        if torch.empty(0).device.type != "meta":
+            raise
+        raise CompactConfigError(f"The configuration has sizes that no tensor can have: {error}") from error
+
+
 class CheckedModelMixin(CompactModelMixin):
     """What the package adds to a compact model class."""
 
@@ -58,12 +75,8 @@ class CheckedModelMixin(CompactModelMixin):
 
     def __init__(self, config: PreTrainedConfig, *args: object, **kwargs: object) -> None:
         """Build the model; a size that no tensor can have is an error of the configuration."""
-        try:
+        with sizes_of_tensors():
             super().__init__(config, *args, **kwargs)
-        except (RuntimeError, OverflowError) as error:
-            if torch.empty(0).device.type != "meta":
-                raise
-            raise CompactConfigError(f"The configuration has sizes that no tensor can have: {error}") from error
         for table in self.compact_tables.values():
             table.register_load_state_dict_post_hook(_check_loaded)
 
@@ -106,6 +119,30 @@ class CheckedModelMixin(CompactModelMixin):
         super()._refuse_damaged_table(path, structure, info)
         if structure.device.type != "meta":
             require_finite_rows(path, structure)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Save as any model does; over an older checkpoint, files are moved when all of them are written."""
+        save: Any = super().save_pretrained
+        folder = Path(save_directory)
+        if not is_main_process or not (folder / CONFIG_NAME).is_file() or kwargs.keys() & {"push_to_hub", "variant"}:
+            save(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+            return
+        with draft_folder(folder, "checkpoint") as draft:
+            save(draft, state_dict=state_dict, **kwargs)
+            written = {file.name for file in draft.iterdir()}
+            # The configuration says what the others are: it comes last.
+            for name in sorted(written, key=lambda name: (name == CONFIG_NAME, name)):
+                os.replace(draft / name, folder / name)
+        for pattern in WEIGHTS:
+            for file in folder.glob(pattern):
+                if file.name not in written:
+                    file.unlink()
 
 
 class CheckedConfigMixin(CompactConfigMixin):
