@@ -6,7 +6,11 @@ BIN := .venv/bin
 INSTALL := python -m pip --disable-pip-version-check --quiet install
 PIP := $(BIN)/$(INSTALL)
 
-.PHONY: demo cards test test-lowest test-newest lint types stubs check dist clean
+# How long to look for damage that gets through, and how many runs to kill; both write docs/reliability.md.
+HOURS ?= 1
+KILLS ?= 300
+
+.PHONY: demo cards test test-lowest test-newest lint types stubs check dist fuzz kills clean
 
 demo: .venv/.demo
 	$(BIN)/hf-compact demo
@@ -17,6 +21,12 @@ cards: .venv/.demo
 
 test: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+fuzz: .venv/.test
+	$(BIN)/python -m tests.fuzz.run --hours $(HOURS)
+
+kills: .venv/.test
+	$(BIN)/python -m tests.reliability.run --kills $(KILLS)
 
 # The tests of what depends most on other libraries, against the lowest versions that are supported, and the newest.
 # LOWEST_TORCH takes another torch than the lowest, whose builds for Linux bring gigabytes of CUDA along.

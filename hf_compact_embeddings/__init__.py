@@ -12,7 +12,7 @@ from .version import __version__, require_supported_transformers
 
 require_supported_transformers()
 
-from . import registration, training  # noqa: E402
+from . import checked_models, registration, training  # noqa: E402, F401
 from .compression import compress, decompress  # noqa: E402
 from .evaluation.report import Report, inspect  # noqa: E402
 from .evaluation.tasks import Evaluation, evaluate  # noqa: E402

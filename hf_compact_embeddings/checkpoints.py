@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import extract_commit_hash
 
+from .drafts import draft_folder
 from .modeling import modeling_compact
 from .modeling.code_files import changed_files, code_record
 from .modeling.errors import CheckpointError, CompactConfigError, CompactEmbeddingsError
@@ -42,6 +43,7 @@ def write_checkpoint(
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
     source: str | Path | None = None,
+    complete: Callable[[Path], object] | None = None,
 ) -> Path:
     """Save a compact model, its tokenizer and the original's sentence-transformers files; all of it or nothing.
 
@@ -50,18 +52,22 @@ def write_checkpoint(
         folder: where to; must be absent or empty.
         tokenizer: saved beside the model.
         source: the Hub id or folder that the model was made from.
+        complete: adds to the folder what else belongs there, before it stands where it is wanted.
     """
     target = require_free_folder(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        draft = Path(scratch) / "checkpoint"
+    with draft_folder(target.parent, target.name) as scratch:
+        draft = scratch / "checkpoint"
         compact.save_pretrained(draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         if source is not None:
             _copy_sentence_files(source, draft)
         _record_code(draft)
-        if target.exists():
+        if complete is not None:
+            complete(draft)
+        if sys.platform == "win32" and target.exists():
+            # Elsewhere an empty folder is replaced in one step.
             target.rmdir()
         draft.rename(target)
     return target

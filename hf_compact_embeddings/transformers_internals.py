@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Private parts that classes of this package override, where Transformers reads them: renamed there, they would never
 # be read again, without a word. A test looks each of them up in Transformers. All were seen in 5.11 and in 5.24.
 OVERRIDDEN = {
-    "PreTrainedModel": ("_get_resized_embeddings", "_get_resized_lm_head"),
+    "PreTrainedModel": ("_get_resized_embeddings", "_get_resized_lm_head", "_load_pretrained_model"),
     "PreTrainedTokenizer": (
         "_auto_class",
         "_convert_id_to_token",

@@ -24,9 +24,9 @@ SHIPPED = [path for path in MODELING if path.name != "__init__.py"]
 # The rooms from the ground up, and the files beside them; one may import what stands on a lower line, and nothing else.
 # Rooms of a line do not import each other.
 FLOORS = (
-    ("version", "modeling", "progress"),
+    ("version", "modeling", "progress", "drafts"),
     ("transformers_internals",),
-    ("registration", "kernels", "fitting", "model_outputs", "checkpoints", "effort", "settings"),
+    ("registration", "checked_models", "kernels", "fitting", "model_outputs", "checkpoints", "effort", "settings"),
     ("evidence",),
     ("judging",),
     ("planning",),

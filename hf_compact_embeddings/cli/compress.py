@@ -90,6 +90,7 @@ def _run(options: argparse.Namespace) -> Outcome:
     )
     with progress.stage("Inspecting and saving"):
         report = inspect(compact, against=dense)
-        written = write_checkpoint(compact, options.output, tokenizer, options.model)
-        write_card(written, compact, report)
+        written = write_checkpoint(
+            compact, options.output, tokenizer, options.model, lambda folder: write_card(folder, compact, report)
+        )
     return Outcome(report.to_dict() | {"output": str(written)}, f"{report}\n{'written to':<24}{written}")

@@ -17,7 +17,9 @@ from huggingface_hub.errors import RevisionNotFoundError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from ..checked_models import WEIGHTS as STALE_WEIGHTS
 from ..checkpoints import SENTENCE_FILES, changed_code, load_compact, write_checkpoint
+from ..drafts import SUFFIX, draft_folder
 from ..evaluation.report import Report
 from ..modeling.errors import CheckpointError, CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
@@ -28,12 +30,10 @@ from .messages import HubError, explained, may_have_landed, only_warned, raised_
 logger = logging.get_logger(__name__)
 
 # What training leaves in its folder beside the checkpoint.
-_TRAINING_STATE = shutil.ignore_patterns(".git", ".cache", "checkpoint-*", "runs", "__pycache__")
+_TRAINING_STATE = shutil.ignore_patterns(".git", ".cache", "checkpoint-*", "runs", "__pycache__", f".*{SUFFIX}")
 # Loading one runs what it holds, so none is shared; `_is_pickle` finds those of other names.
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
 _WEIGHTS = (*_PICKLES, "*.safetensors", "*.gguf", "*.onnx", "*.h5", "*.msgpack")
-# Weights of an earlier push, in one file or in several; Transformers would find them beside the new ones.
-_STALE_WEIGHTS = ("model.safetensors", "model-?????-of-?????.safetensors", "model.safetensors.index.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,8 @@ def push_to_hub(
     """
     if create_pr and revision is not None:
         raise CompactConfigError("`create_pr` cannot be given beside `revision`: a pull request goes to main.")
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "checkpoint"
+    with draft_folder(tempfile.gettempdir(), "compact-push") as scratch:
+        folder = scratch / "checkpoint"
         if isinstance(compact, str | Path):
             _copy_checkpoint(Path(compact), folder)
             complete_card(folder)
@@ -268,7 +268,7 @@ def _stale_files(head: ModelInfo, config: dict[str, Any] | None, files: Sequence
     recorded = record.get("files") if isinstance(record, dict) else None
     code = [name for name in recorded or () if name.endswith(".py")]
     kept = {file.path for file in files}
-    return [name for name in _matching(_file_names(head), (*_STALE_WEIGHTS, *code)) if name not in kept]
+    return [name for name in _matching(_file_names(head), (*STALE_WEIGHTS, *code)) if name not in kept]
 
 
 def _matching(names: Sequence[str], patterns: Sequence[str]) -> list[str]:

@@ -19,6 +19,10 @@ class CheckpointError(CompactEmbeddingsError, ValueError):
     """A checkpoint is not compact, is damaged, or disagrees with its own configuration."""
 
 
+class SizesDifferError(CheckpointError, RuntimeError):
+    """A tensor beside the tables has another size than the model's; natively that is a `RuntimeError`."""
+
+
 def config_error(field: str, given: object, allowed: str) -> CompactConfigError:
     """Return the error for `field`: what was given and what is allowed."""
     return CompactConfigError(f"`{field}` is {given!r}, but {allowed}.")

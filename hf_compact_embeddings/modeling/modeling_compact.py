@@ -19,7 +19,7 @@ from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
 from .architectures import INPUT_TABLE, install_structures, read_stored_tables
 from .code_files import code_record, shipped_files, warn_of_changed_code, write_files
-from .errors import CheckpointError
+from .errors import CheckpointError, SizesDifferError
 from .options import StructureConfig
 from .structure import CompactEmbedding
 from .structure_blocks import BlocksEmbedding  # noqa: F401
@@ -149,7 +149,7 @@ class CompactModelMixin(_NativeModel):
             wrong = ", ".join(
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
             )
-            raise RuntimeError(f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}.")
+            raise SizesDifferError(f"Sizes differ; pass `ignore_mismatched_sizes=True` to start these anew: {wrong}.")
         # Native annotations leave the pair out too.
         return (model, info) if output_loading_info else model  # type: ignore[return-value]
 
@@ -306,6 +306,10 @@ class CompactConfigMixin(_NativeConfig):
         """Do nothing: a compact model saves the code that reads it by itself."""
 
 
+# What classes are made with. The package has others in their place, which look closer at what they load.
+mixins: tuple[type, type] = (CompactModelMixin, CompactConfigMixin)
+
+
 def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     """Return the compact config class of a native one: the same fields and `compact_embeddings`."""
     name = PREFIX + native.__name__
@@ -324,7 +328,7 @@ def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
             "compact_source": None,
             "model_type": f"compact-{native.model_type}",
         }
-        _config_classes[name] = type(name, (CompactConfigMixin, native), namespace)
+        _config_classes[name] = type(name, (mixins[1], native), namespace)
     return _config_classes[name]
 
 
@@ -337,7 +341,7 @@ def model_class(native: type[PreTrainedModel]) -> type[PreTrainedModel]:
             "__doc__": f"{native.__name__} with compact tables.",
             "config_class": config_class(native.config_class),
         }
-        _model_classes[name] = type(name, (CompactModelMixin, native), namespace)
+        _model_classes[name] = type(name, (mixins[0], native), namespace)
     return _model_classes[name]
 
 

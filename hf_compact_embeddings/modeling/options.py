@@ -198,5 +198,5 @@ def parse_size(text: object) -> int:
     match = re.fullmatch(r"([0-9.]+)\s*([KMG]?B)?", str(text).strip().upper())
     try:
         return int(float(match.group(1)) * _UNITS[match.group(2) or ""])  # type: ignore[union-attr]
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, OverflowError):
         raise config_error("max_bytes", text, 'it must be a size as 1000000, "500KB" or "1.5MB"') from None

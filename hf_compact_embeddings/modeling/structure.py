@@ -154,6 +154,18 @@ class CompactEmbedding(nn.Module):
             wrong = int(least) if least < 0 else int(most)
             raise IndexError(f"The id {wrong} has no row: the table has {self.num_embeddings:,} rows.")
 
+    def coded_ids(self, ids: Tensor) -> Tensor:
+        """Return which coded rows to read for ids, of rows that have no code any.
+
+        An id that nobody has looked at, under a tracer or on a GPU, may be none: indexing would read negative ones from
+        the end. They become ids beyond all rows, which every index operation refuses.
+        """
+        rows, coded_rows = self.num_embeddings, self.layout.coded_rows
+        coded = ids if coded_rows == rows else ids.clamp(max=coded_rows - 1)
+        if ids.device.type == "cpu" and not is_traced():
+            return coded
+        return coded.where((ids >= 0) & (ids < rows), coded_rows)
+
     # What everybody uses.
 
     def forward(self, inputs: Tensor, project: bool = False, scale: float | None = None) -> Tensor:
@@ -172,8 +184,7 @@ class CompactEmbedding(nn.Module):
         """Return rows (..., D) of ids (...); plain ones have the same bits wherever they are read."""
         ids = ids.long()
         self.require_ids(ids)
-        coded_rows = self.layout.coded_rows
-        coded = ids if coded_rows == self.num_embeddings else ids.clamp(max=coded_rows - 1)
+        coded = self.coded_ids(ids)
         found = None if plain else self.fast_path(coded, False)
         vectors = self.coded_vectors(coded) if found is None else found
         if self.layout.mask_padding and self.padding_idx is not None:

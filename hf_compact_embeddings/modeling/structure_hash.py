@@ -234,6 +234,10 @@ class HashEmbedding(CompactEmbedding):
         if not self.reads_text:
             super().require_ids(ids)
 
+    def coded_ids(self, ids: Tensor) -> Tensor:
+        """Return which coded rows to read; hashes of words are no rows."""
+        return ids if self.reads_text else super().coded_ids(ids)
+
     def _require_hashes(self, ids: Tensor) -> None:
         """Raise if ids are not hashes under this model's settings."""
         if is_traced() or ids.device.type == "meta":

@@ -77,6 +77,9 @@ class SubspaceLayout(StructureLayout):
 
 def smallest_base(count: int, digits: int) -> int:
     """Return floor(count^(1/digits)) + 1, exactly: the paper's rows per table for `count` tokens."""
+    if digits >= count.bit_length():
+        # Two entries are enough; a power of so many digits would be a number without end.
+        return 2
     root = round(count ** (1 / digits))
     # The floating-point root can be one off where count is a perfect power.
     while root**digits > count:
@@ -167,6 +170,8 @@ class SubspaceEmbedding(CompactEmbedding):
             for _ in range(self.layout.num_subspaces):
                 digits.append(rest % self.entries)
                 rest = rest // self.entries
+            # What is no row has no entry in the last table either.
+            digits[-1] = digits[-1].where(ids < self.layout.coded_rows, self.codebooks.shape[0] * self.entries)
             return torch.stack(digits, dim=-1)
         rows = self.codes.index_select(0, ids.reshape(-1))
         codes = unpack_codes(rows, self.layout.num_subspaces, self.code_bits)
