@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .extra import onnx_modules
+from .extra import quietly, require_onnx
 
 OPSETS = (18, 21)
-_FLOAT16_FROM_BYTES = 1024
 
 
 def to_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], opset: int, longest: int | None) -> Any:
@@ -29,7 +24,7 @@ def to_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], o
     """
     length = torch.export.Dim("sequence_length", max=longest) if longest else torch.export.Dim("sequence_length")
     axes = {0: torch.export.Dim("batch_size"), 1: length}
-    with _quietly(), torch.no_grad():
+    with quietly(), torch.no_grad():
         program = torch.onnx.export(
             module,
             (),
@@ -48,7 +43,7 @@ def to_graph(module: nn.Module, inputs: dict[str, Tensor], outputs: list[str], o
 
 def _translations() -> dict[Any, Any]:
     """Return what torch's exporter does not know: shifts. Codes are never negative, so unsigned ones are the same."""
-    onnx_modules()
+    require_onnx()
     import onnx_ir
     from onnxscript import opset18 as op
 
@@ -73,18 +68,3 @@ def _translations() -> dict[Any, Any]:
         aten.__rshift__.Scalar: right,
     }
 
-
-@contextlib.contextmanager
-def _quietly() -> Any:
-    """Keep the exporter's own talk, about packages that are not needed too, off the screen."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

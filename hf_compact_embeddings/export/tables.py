@@ -80,9 +80,14 @@ class GraphTable(nn.Module):
         return torch.cat([hidden @ self.rows(tile + nothing).T for tile in every.split(size)], dim=-1)
 
 
+def in_float32(model: PreTrainedModel) -> Any:
+    """Return a copy of a model on the CPU, in float32."""
+    return copy.deepcopy(model).cpu().float().eval()
+
+
 def with_graph_tables(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy of a compact model, in float32, whose tables can be exported."""
-    prepared: Any = copy.deepcopy(model).cpu().float().eval()
+    prepared = in_float32(model)
     for path, structure in prepared.compact_tables.items():
         prepared.set_submodule(path, GraphTable(structure))
     return prepared
