@@ -63,15 +63,18 @@ function nearest(vector) {
     for (let column = 0; column < width; column++) score += vector[column] * vectors[row * width + column];
     return { ...sentence, score };
   });
-  return scored.sort((one, other) => other.score - one.score).slice(0, RESULTS);
+  return scored.sort((one, other) => other.score - one.score);
 }
 
-function showResults(found) {
-  const best = found[0].score;
+function showResults(scored) {
+  const found = scored.slice(0, RESULTS);
+  // Some models' scores all lie close together: bars begin where half of the sentences end.
+  const middle = scored[scored.length >> 1].score;
+  const span = found[0].score - middle;
   element("results").replaceChildren(
     ...found.map(({ language, text, score }) => {
       const item = document.createElement("li");
-      item.style.setProperty("--share", Math.max(0, score / best).toFixed(3));
+      item.style.setProperty("--share", ((score - middle) / span).toFixed(3));
       for (const [name, value] of [["language", language], ["text", text], ["score", score.toFixed(3)]]) {
         const part = document.createElement("span");
         part.className = name;

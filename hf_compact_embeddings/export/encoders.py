@@ -1,4 +1,4 @@
-"""What an exported model takes and gives: ids and a mask in, states or scores out, and a sentence vector where asked."""
+"""What an exported model takes and gives: ids and a mask in, states or scores out, a sentence vector where asked."""
 
 from __future__ import annotations
 
@@ -109,7 +109,9 @@ def sample_inputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | N
     if tokenizer is not None and "token_type_ids" in tokenizer.model_input_names:
         wanted.append("token_type_ids")
     table: Any = model.get_input_embeddings()
-    ids = torch.arange(_BATCH * _LENGTH).view(_BATCH, _LENGTH) % table.num_embeddings
+    count = _BATCH * _LENGTH
+    # From all over the vocabulary.
+    ids = (torch.arange(count) * max(1, table.num_embeddings // count) % table.num_embeddings).view(_BATCH, _LENGTH)
     mask = torch.ones_like(ids)
     mask[0, -2:] = 0
     every = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}

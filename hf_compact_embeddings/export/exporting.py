@@ -88,8 +88,8 @@ def export_onnx(
         folder: where to; must be absent or empty.
         tokenizer: saved beside the graph; by default that of the Hub id or folder.
         layers: "int8" writes another file, `model_quantized.onnx`, with the layers' weights in 8 bits.
-        pooling: "mean" or "cls" adds an output `sentence_embedding` of length 1; by default as the sentence-transformers
-            files beside the model say; "none" adds nothing.
+        pooling: "mean" or "cls" adds an output `sentence_embedding` of length 1; by default as what
+            sentence-transformers has beside the model says; "none" adds nothing.
         opset: version of ONNX's operators, 18 to 21.
     """
     require_onnx()
@@ -176,8 +176,8 @@ def _difference(module: torch.nn.Module, traced: dict[str, torch.Tensor], path: 
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     worst = 0.0
-    for batch, length in ((1, 3), (2, 5)):
-        inputs = {name: value[:batch, :length].contiguous() for name, value in traced.items()}
+    for batch, length in ((1, 4), (2, 6)):
+        inputs = {name: value[:batch, -length:].contiguous() for name, value in traced.items()}
         with torch.no_grad():
             wanted = module(**inputs)
         given = session.run(None, {name: value.numpy() for name, value in inputs.items()})

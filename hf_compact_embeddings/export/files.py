@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 
 from .extra import quietly
+from .tables import GraphTable
 
 # Smaller tables are not worth a node more.
 _LEAST_BYTES = 1024
 # A file of protobuf holds less than 2 GiB; larger tensors go into a file beside it.
 _MOST_BYTES = (1 << 31) - (1 << 24)
+# Where torch's exporter notes of each node in which modules it was made.
+_CLASSES = "pkg.torch.onnx.class_hierarchy"
 
 
 def write_graph(graph: Any, path: Path) -> None:
@@ -43,7 +46,7 @@ def strip(graph: Any) -> None:
 
 
 def halve_exact_floats(graph: Any) -> None:
-    """Store floats in 16 bits that these hold exactly, as a compact table's are; a runtime widens them once, at load."""
+    """Store floats in 16 bits that these hold exactly, as a compact table's are; a runtime widens them at load."""
     import onnx_ir
 
     for name, value in list(graph.graph.initializers.items()):
@@ -72,11 +75,12 @@ def halve_exact_floats(graph: Any) -> None:
 def with_int8_layers(graph: Any) -> Any:
     """Return an ONNX model with the weights of its layers in 8 bits, by ONNX Runtime's dynamic quantisation.
 
-    What a compact table is multiplied by is decoded in the graph, and is no weight of a layer: it stays as it is.
+    What a compact table does is left as it is: it is no layer, and small already.
     """
     import onnx_ir
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    table = [node.name for node in graph.graph if GraphTable.__name__ in node.metadata_props.get(_CLASSES, "")]
     strip(graph)
     with tempfile.TemporaryDirectory(prefix="compact-export-") as folder:
         source, target = Path(folder) / "model.onnx", Path(folder) / "quantized.onnx"
@@ -88,6 +92,7 @@ def with_int8_layers(graph: Any) -> Any:
                 source,
                 target,
                 op_types_to_quantize=["MatMul", "Gemm"],
+                nodes_to_exclude=table,
                 per_channel=True,
                 weight_type=QuantType.QInt8,
                 use_external_data_format=large,

@@ -67,4 +67,3 @@ def _translations() -> dict[Any, Any]:
         aten.__rshift__.Tensor: right,
         aten.__rshift__.Scalar: right,
     }
-

@@ -38,7 +38,7 @@ def coded_rows_of(structure: CompactEmbedding) -> nn.Module:
 
 
 class SortedIds(nn.Module):
-    """Finds ids in a short sorted list, in as many steps as its length has binary digits: graphs have no such search."""
+    """Finds ids in a short sorted list, a step for each binary digit of its length: graphs have no such search."""
 
     ids: Tensor
 

@@ -70,7 +70,7 @@ class GraphTable(nn.Module):
         return torch.where(hit.unsqueeze(-1), exact, vectors)
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Return hidden · Eᵀ (..., V): with all rows at once, which only the runtime's memory holds, or tile by tile."""
+        """Return hidden · Eᵀ (..., V): with all rows at once, which only memory holds, or tile by tile."""
         every = torch.arange(self.num_embeddings)
         if self.decodes_at_once:
             return hidden @ self.rows(every).T
