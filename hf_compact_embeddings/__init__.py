@@ -16,6 +16,7 @@ from . import checked_models, registration, training  # noqa: E402, F401
 from .compression import compress, decompress  # noqa: E402
 from .evaluation.report import Report, inspect  # noqa: E402
 from .evaluation.tasks import Evaluation, evaluate  # noqa: E402
+from .export import Exported, ExportError, export_onnx  # noqa: E402
 from .hub import HubError, TaskResult, push_to_hub  # noqa: E402
 from .kernels import materialize  # noqa: E402
 from .modeling import modeling_compact  # noqa: E402
@@ -47,6 +48,8 @@ __all__ = [
     "CompactEmbeddingsError",
     "CompactHashTokenizer",
     "Evaluation",
+    "ExportError",
+    "Exported",
     "FactorizedConfig",
     "HashConfig",
     "HubError",
@@ -64,6 +67,7 @@ __all__ = [
     "compress",
     "decompress",
     "evaluate",
+    "export_onnx",
     "inspect",
     "materialize",
     "methods",

@@ -62,7 +62,7 @@ def write_checkpoint(
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         if source is not None:
-            _copy_sentence_files(source, draft)
+            copy_sentence_files(source, draft)
         _record_code(draft)
         if complete is not None:
             complete(draft)
@@ -90,7 +90,8 @@ def changed_code(model: str | Path) -> list[str]:
     return changed_files(config.get("compact_code"), folder)
 
 
-def _copy_sentence_files(source: str | Path, target: Path) -> None:
+def copy_sentence_files(source: str | Path, target: Path) -> None:
+    """Copy what makes a Hub id or folder a sentence-transformers one, if anything does."""
     folder = Path(source)
     if not folder.is_dir():
         folder = Path(snapshot_download(str(source), allow_patterns=list(SENTENCE_FILES)))

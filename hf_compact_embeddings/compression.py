@@ -318,5 +318,9 @@ def decompress(compact: PreTrainedModel) -> PreTrainedModel:
         home = above if isinstance(compact.get_submodule(above), CompactHead) else path
         with torch.no_grad():
             state[f"{home}.weight"] = structure.dense()
-    config = _converted_config(compact.config, native.config_class)
-    return _load(native, config, state, compact)
+    return _load(native, native_config(compact), state, compact)
+
+
+def native_config(compact: PreTrainedModel) -> Any:
+    """Return the configuration of the native model that a compact one stands for."""
+    return _converted_config(compact.config, native_class(type(compact)).config_class)

@@ -12,9 +12,9 @@ from transformers.utils import logging
 
 from ..modeling.errors import CompactEmbeddingsError
 from ..version import __version__
-from . import calibrate, compress, demo, evaluate, inspect, methods, plan, push
+from . import calibrate, compress, demo, evaluate, export, inspect, methods, plan, push
 
-_VERBS = (methods, plan, compress, inspect, calibrate, evaluate, push, demo)
+_VERBS = (methods, plan, compress, inspect, calibrate, evaluate, export, push, demo)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -227,7 +227,7 @@ class RotatedEmbedding(TieredEmbedding):
         """Return the coordinates (n, r) of the rows `ids` (n,)."""
         layout, rows_at = self.layout, self.positions()
         tiers, slots = rows_at.tiers[ids], rows_at.slots[ids]
-        points = self.gains.new_zeros(len(ids), self.gains.shape[1])
+        points = self.gains.new_zeros(ids.shape[0], self.gains.shape[1])
         for tier, (axes, bits) in enumerate(self.ring_orders()):
             if not bits or not layout.tier_rows[tier]:
                 continue
