@@ -30,6 +30,16 @@ def unpack(codes, bits, most, found):  # type: ignore[no-untyped-def]  # noqa: A
             found[row, position] = min((number >> (first % 8)) & mask, most)
 
 
+@numba.njit(nogil=True, cache=True)
+def digits(ids, entries, found):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Write the digits (n, f) of ids (n,) in base `entries`, lowest first."""
+    for row in range(len(ids)):
+        rest = np.int64(ids[row])
+        for position in range(found.shape[1]):
+            found[row, position] = rest % entries
+            rest //= entries
+
+
 @numba.njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
 def _sum_one(codes, firsts, count, scores, entries, sums):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Sum the scores (f · entries,) that rows name whose codes begin at `firsts` (n,): four rows at a time."""
@@ -82,9 +92,10 @@ def _sum(codes, firsts, count, scores, entries, width, sums):  # type: ignore[no
 def score(codes, bits, count, scores, entries, result, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Write the scores (N, V) of the rows from `first` up to `last` of packed codes (V, bytes), `count` a row.
 
-    `scores` (groups, f · entries · 1 or 16) are those of all entries, for one query, or for sixteen at a time.
+    Without bytes the codes are the digits of rows in base `entries`. `scores` (groups, f · entries · 1 or 16) are those
+    of all entries, for one query, or for sixteen at a time.
     """
-    width, whole_bytes = 1 if len(result) == 1 else LANES, bits == 8 and entries == 256
+    width, whole_bytes = 1 if len(result) == 1 else LANES, bits == 8 and entries == 256 and codes.shape[1] > 0
     unpacked = np.empty((0 if whole_bytes else _ROWS_AT_A_TIME, count), np.uint32)
     # Rows are read by fours, the last ones of a chunk too.
     firsts, sums = np.empty(_ROWS_AT_A_TIME, np.int64), np.empty((_ROWS_AT_A_TIME + 3, LANES), np.float32)
@@ -92,7 +103,10 @@ def score(codes, bits, count, scores, entries, result, first, last):  # type: ig
     for start in range(first, last, _ROWS_AT_A_TIME):
         found = min(_ROWS_AT_A_TIME, last - start)
         if not whole_bytes:
-            unpack(codes[start : start + found], bits, entries - 1, unpacked)
+            if codes.shape[1]:
+                unpack(codes[start : start + found], bits, entries - 1, unpacked)
+            else:
+                digits(np.arange(start, start + found), entries, unpacked[:found])
         for row in range(found):
             firsts[row] = (row + start if whole_bytes else row) * count
         for group in range(len(scores)):
