@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,11 +23,9 @@ def look_up(table: ScalarEmbedding, ids: Tensor) -> Tensor | None:
     if _shares_bytes(table):
         return None
     result = torch.empty(len(ids), table.embedding_dim)
-    if table.scales.dtype == torch.float32:
-        numbers = (table.codes.numpy(), table.scales.detach().numpy(), table.layout.bits, ids.numpy())
-    else:
-        codes, scales = table.codes.index_select(0, ids), table.scales.index_select(0, ids).float()
-        numbers = (codes.numpy(), scales.numpy(), table.layout.bits, torch.arange(len(ids)).numpy())
+    # All codes, of which few are read: as an array of numpy alone, and no result of an operation of torch.
+    scales = table.scales.index_select(0, ids).float()
+    numbers = (np.from_dlpack(table.codes), scales.numpy(), table.layout.bits, ids.numpy())
     scalar_loops.look_up(*numbers, result.numpy())
     return result
 

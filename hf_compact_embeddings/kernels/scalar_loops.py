@@ -120,15 +120,15 @@ def score(codes, scales, bits, queries, result, first, last):  # type: ignore[no
 
 @numba.njit(nogil=True, cache=True)
 def look_up(codes, scales, bits, ids, result):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Write the rows (n, D) of ids (n,)."""
+    """Write the rows (n, D) of ids (n,), whose scales are (n, groups)."""
     middle, width, size = float32(((1 << bits) - 1) / 2), result.shape[1], np.int64(codes.shape[1])
     spread, found = np.empty(size, np.float32), np.empty(size * (8 // bits), np.float32)
     for place in range(len(ids)):
         row, target = ids[place], result[place]
         if bits == 8:
-            _read_row(codes[row], scales[row], bits, middle, spread, target)
+            _read_row(codes[row], scales[place], bits, middle, spread, target)
             continue
-        _read_row(codes[row], scales[row], bits, middle, spread, found)
+        _read_row(codes[row], scales[place], bits, middle, spread, found)
         whole = width * bits // 8
         if bits == 4:
             for byte in range(whole):
