@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hf_compact_embeddings.fitting import FitSource, fit_structure
-from hf_compact_embeddings.kernels import fast_path, rows
+from hf_compact_embeddings.kernels import fast_path, materialize, rows
+from hf_compact_embeddings.kernels.memory import resident_bytes
 from hf_compact_embeddings.modeling.options import StructureConfig
 from hf_compact_embeddings.modeling.structure import CompactEmbedding, structure_class_of
 from hf_compact_embeddings.modeling.structure_scalar import ScalarConfig
@@ -207,6 +208,25 @@ def test_what_is_read_once_is_not_stored(case: Case) -> None:
     assert list(table.state_dict()) == state
     # A flag that says that something was read is all that may be added.
     assert len(pickle.dumps(table)) < size + 64
+
+
+@for_fast
+def test_memory_is_counted_and_small(case: Case) -> None:
+    """What is read once takes at most four bytes a row beside the codes, six with clusters, and the axes."""
+    options = {"bits_per_weight": 1.0} if "bits_per_weight" in case.options else {}
+    count, width = 20_000, 24
+    table = drawn(case.config(init="random", **options), count, width)
+    table.requires_grad_(False)
+    stored = sum(tensor.nbytes for tensor in table.state_dict().values())
+    found = resident_bytes(table)
+    tiers, clusters = hasattr(table.layout, "tier_rows"), getattr(table.layout, "clusters", 0)
+    least = count * (4 * tiers + 2 * (clusters > 0))
+    # Axes and rings, and centroids in float32; values of a window of 16 bits.
+    most = 8 * width * width + 4 * width * clusters + (1 << 18)
+    assert stored + least <= found <= stored + least + tiers * most
+    table(torch.randn(1, width), project=True)
+    assert resident_bytes(table) == found
+    assert resident_bytes(materialize(table, "float16")) == found + count * (2 * width + 4)
 
 
 @for_fast
