@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from ..modeling.structure import CompactEmbedding
 from .fast_path import read_codes
+from .loading import let_models_load_decoded
 from .materialized import materialize
 from .rows import RUNTIMES
 
 __all__ = ["RUNTIMES", "materialize"]
 
 CompactEmbedding.fast_path = read_codes  # type: ignore[method-assign, assignment]
+let_models_load_decoded()
