@@ -8,7 +8,7 @@ which go through the rows of the tile to what these are made of. Rows are decode
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from ..modeling.tied import TableHead
 
 # Of each model, at a time: 2^23 float32 values are 32 MB.
 _SCORES_PER_TILE, _VALUES_PER_TILE = 1 << 23, 1 << 22
+# The same where all rows are scored for some tokens, and how many such tiles are as fast as rows that are decoded.
+_SCORES_AT_ONCE, _MOST_TOKEN_TILES = 1 << 25, 4
 
 
 def precise(numbers: Tensor) -> Tensor:
@@ -57,9 +59,31 @@ class Predictor:
         """Return rows (m, D)."""
         if not isinstance(self.layer, TableHead):
             return precise(self.values.get("layer.weight", self.layer.weight)[start:stop])
-        own = {name.removeprefix("table."): value for name, value in self.values.items() if name.startswith("table.")}
         ids = torch.arange(start, stop, device=self.states.device)
-        return precise(functional_call(self.layer.table, own, (ids,), {"scale": 1.0}))
+        return precise(functional_call(self.layer.table, self._values_of_table(), (ids,), {"scale": 1.0}))
+
+    def scores(self, states: Tensor) -> Tensor:
+        """Return the scores (m, V) of states (m, D) against a compact table."""
+        scores = functional_call(self.layer.table, self._values_of_table(), (states,), {"project": True})
+        bias = self.bias(0, self.num_rows)
+        return scores if bias is None else scores + bias
+
+    def _values_of_table(self) -> dict[str, Tensor]:
+        return {name.removeprefix("table."): value for name, value in self.values.items() if name.startswith("table.")}
+
+    def of_copies(self, trained: Sequence[Tensor]) -> tuple[Predictor, Tensor]:
+        """Return the same with copies of what trains, and states, both without a past.
+
+        Whoever watches the parameters themselves, as data-parallel training does, must see one gradient a step.
+        """
+        copies = [value.detach().requires_grad_() for value in trained]
+        values = dict(zip(self.trained(), copies, strict=True))
+        return dataclasses.replace(self, values=values), precise(self.states.detach())
+
+    @property
+    def tokens_of_tile(self) -> int:
+        """How many tokens are scored at a time where all rows are."""
+        return max(1, _SCORES_AT_ONCE // self.num_rows)
 
     def bias(self, start: int, stop: int) -> Tensor | None:
         """Return what is added to the scores of rows (m,), if there is such a thing."""
@@ -81,8 +105,51 @@ def can_predict_in_tiles(layer: nn.Module | None) -> bool:
 
 def log_probabilities(student: Predictor, ids: Tensor) -> Tensor:
     """Return the log-probabilities (n, k) that some tokens (n, k) have at each predicted position."""
+    # Methods score faster than they decode: so few tokens are scored by the table itself, some at a time.
+    few = isinstance(student.layer, TableHead) and len(ids) <= _MOST_TOKEN_TILES * student.tokens_of_tile
+    function = _LogProbabilitiesOfTokens if few else _LogProbabilities
     with torch.autocast(student.states.device.type, enabled=False):
-        return _LogProbabilities.apply(student, ids, student.states, *student.trained().values())
+        return function.apply(student, ids, student.states, *student.trained().values())
+
+
+class _LogProbabilitiesOfTokens(torch.autograd.Function):
+    """Log-probabilities by some predicted tokens at a time, which all rows are scored for."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Predictor, ids: Tensor, *inputs: Tensor) -> Tensor:
+        """Score all rows for some tokens after the other."""
+        own, step = precise(student.states), student.tokens_of_tile
+        totals, found = [own.new_zeros(0)], [own.new_zeros(0, ids.shape[1])]
+        for states, wanted in zip(own.split(step), ids.split(step), strict=True):
+            scores = student.scores(states)
+            totals.append(scores.logsumexp(1))
+            found.append(scores.gather(1, wanted) - totals[-1][:, None])
+        ctx.student = student
+        ctx.save_for_backward(ids, torch.cat(totals), *inputs)
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        """Score again, with gradients."""
+        ids, total, *inputs = ctx.saved_tensors
+        student, own = ctx.student.of_copies(inputs[1:])
+        found = [torch.zeros_like(precise(each)) for each in inputs]
+        step, start = student.tokens_of_tile, 0
+        with torch.autocast(total.device.type, enabled=False):
+            for states, wanted, slope in zip(own.split(step), ids.split(step), above[0].split(step), strict=True):
+                stop, states = start + len(states), states.requires_grad_()
+                with torch.enable_grad():
+                    scores = student.scores(states)
+                slopes = (scores.detach() - total[start:stop, None]).exp_().mul_(-slope.sum(1, keepdim=True))
+                slopes.scatter_add_(1, wanted, slope)
+                made = [states, *student.values.values()]
+                parts = torch.autograd.grad(scores, made, slopes, allow_unused=True)
+                found[0][start:stop] = parts[0]
+                for sum_of, part in zip(found[1:], parts[1:], strict=True):
+                    if part is not None:
+                        sum_of += part
+                start = stop
+        return None, None, *(each.to(value.dtype) for each, value in zip(found, inputs, strict=True))
 
 
 class _LogProbabilities(torch.autograd.Function):
@@ -135,10 +202,8 @@ def gradients(
         of_states: whether the states have a gradient.
         slopes_of: gives the gradient for the scores (n, m) of a tile, which it may overwrite, from where to where.
     """
-    own = precise(student.states.detach())
-    # Copies: whoever watches the parameters themselves, as data-parallel training does, must see one gradient a step.
-    copies = [value.detach().requires_grad_() for value in inputs[1:]]
-    student = dataclasses.replace(student, values=dict(zip(student.trained(), copies, strict=True)))
+    student, own = student.of_copies(inputs[1:])
+    copies = list(student.values.values())
     found = [torch.zeros_like(precise(each)) for each in inputs]
     for start, stop in student.tiles():
         with torch.enable_grad():
