@@ -121,14 +121,14 @@ def _reading(model: str | Path) -> Iterator[None]:
         raise CheckpointError(f"`model` {str(model)!r} {fault}: {reason}") from error
 
 
-def load_compact(folder: str | Path) -> PreTrainedModel:
-    """Load a compact checkpoint from a Hub id or folder, with the class that it was saved from."""
+def load_compact(folder: str | Path, **options: Any) -> PreTrainedModel:
+    """Load a compact checkpoint from a Hub id or folder, with the class that it was saved from, and its options."""
     with _reading(folder):
         config = AutoConfig.from_pretrained(folder)
         names = getattr(config, "architectures", None) or []
         if not config.model_type.startswith("compact-") or not names:
             raise CheckpointError(f"{str(folder)!r} is a {config.model_type!r} checkpoint, which is not compact.")
-        return getattr(modeling_compact, names[0]).from_pretrained(folder)
+        return getattr(modeling_compact, names[0]).from_pretrained(folder, **options)
 
 
 def load_dense(model: str | Path, auto_class: Any = None) -> PreTrainedModel:

@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from ..evidence import Texts, read_texts
+from ..kernels import RUNTIMES
 from ..modeling.errors import CompactConfigError
 
 # Where counts can come from beside a file.
@@ -61,6 +62,13 @@ def add_tables_argument(parser: argparse.ArgumentParser) -> None:
         default="input",
         metavar="TABLES",
         help="input (default; with the head that is tied to it), head (an output head that is not tied), or all",
+    )
+
+
+def add_runtime_argument(parser: argparse.ArgumentParser) -> None:
+    """Declare how rows may lie in memory."""
+    parser.add_argument(
+        "--runtime", choices=RUNTIMES, help="decode the compact tables into this type once, to be faster"
     )
 
 

@@ -8,9 +8,9 @@ import sys
 
 from ..checkpoints import load_compact, load_dense, load_tokenizer
 from ..evaluation.tasks import TASKS, evaluate
-from ..kernels import RUNTIMES, materialize
 from ..modeling.errors import CompactConfigError
 from ..settings import parse_setting
+from .arguments import add_runtime_argument
 from .outcome import Outcome
 
 
@@ -25,9 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", metavar="DATA", help="train both on these first (GLUE, XNLI, SQuAD)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings, with the seeds 0 to N-1")
     parser.add_argument("--max-length", type=int, help="of an input, in tokens")
-    parser.add_argument(
-        "--runtime", choices=RUNTIMES, help="decode the compact tables into this type once, to be faster"
-    )
+    add_runtime_argument(parser)
     parser.add_argument(
         "--set",
         dest="settings",
@@ -47,7 +45,7 @@ def run(options: argparse.Namespace) -> Outcome:
     # Trainer writes its logs to stdout, which is the outcome's.
     with contextlib.redirect_stdout(sys.stderr):
         result = evaluate(
-            materialize(load_compact(options.model), options.runtime),
+            load_compact(options.model, compact_runtime=options.runtime),
             task=options.task,
             tokenizer=load_tokenizer(options.model),
             data=options.data,

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoints import changed_code, load_compact, load_dense, load_tokenizer
 from ..evaluation.page import report_page
 from ..evaluation.report import inspect
-from .arguments import add_language_argument
+from .arguments import add_language_argument, add_runtime_argument
 from .outcome import Outcome
 
 
@@ -17,13 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="Hub id or folder of a compact model")
     parser.add_argument("--against", metavar="MODEL", help="Hub id or folder of the dense model, for the fidelity")
     add_language_argument(parser)
+    add_runtime_argument(parser)
     parser.add_argument("--html", metavar="FILE", help="also write the report as a page for a browser, with pictures")
 
 
 def run(options: argparse.Namespace) -> Outcome:
     """Load and report."""
     dense = None if options.against is None else load_dense(options.against)
-    compact = load_compact(options.model)
+    compact = load_compact(options.model, compact_runtime=options.runtime)
     # Only beside the dense table are there errors, of frequent tokens and of rare ones.
     tokenizer = None if dense is None else load_tokenizer(options.model)
     report = inspect(compact, against=dense, tokenizer=tokenizer, languages=options.languages)

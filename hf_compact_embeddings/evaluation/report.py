@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..evidence import gather
+from ..kernels.memory import resident_bytes
 from ..modeling.architectures import IN_HEAD, find_input_table
 from ..modeling.errors import CompactConfigError
 from ..modeling.modeling_compact import CompactModelMixin
@@ -42,6 +43,7 @@ class TableReport:
     width: int
     dense_bytes: int
     compact_bytes: int
+    memory_bytes: int
     floats: int
     private_rows: int
     collisions: int
@@ -83,6 +85,8 @@ class Report:
         width: D.
         dense_bytes: of the dense tables, in their own dtype.
         compact_bytes: of codes, tables and private rows, as a saved file holds them.
+        memory_bytes: of the same in memory, in the model's dtype, with what is read from codes once and stays there,
+            and with rows that `materialize()` has decoded.
         ratio: dense over compact bytes.
         byte_reduction: per cent of the bytes that are gone.
         parameter_reduction: per cent of the floats that are gone; the papers' count, which leaves out codes.
@@ -110,6 +114,7 @@ class Report:
     width: int
     dense_bytes: int
     compact_bytes: int
+    memory_bytes: int
     ratio: float
     byte_reduction: float
     parameter_reduction: float
@@ -154,6 +159,7 @@ class Report:
             yield "table", f"{self.rows:,} x {self.width:,}"
         yield "bytes, dense", f"{self.dense_bytes:,}"
         yield "bytes, compact", f"{self.compact_bytes:,}"
+        yield "bytes, in memory", f"{self.memory_bytes:,}"
         yield "ratio", f"{self.ratio:.1f}x   ({self.byte_reduction:.2f} % of the bytes gone)"
         yield "floats gone", f"{self.parameter_reduction:.3f} %"
         yield "bits per weight", f"{self.bits_per_weight:.4f}"
@@ -211,6 +217,7 @@ def inspect(
         method=" and ".join(dict.fromkeys(table.method for table in tables)),
         dense_bytes=dense,
         compact_bytes=stored,
+        memory_bytes=sum(table.memory_bytes for table in tables),
         ratio=dense / stored,
         byte_reduction=100 * (1 - stored / dense),
         parameter_reduction=100 * (1 - sum(table.floats for table in tables) / weights),
@@ -280,6 +287,7 @@ def _inspect_table(
         width=width,
         dense_bytes=rows * width * (structure.dtype if table is None else table.dtype).itemsize,
         compact_bytes=structure.nbytes,
+        memory_bytes=resident_bytes(structure),
         floats=sum(parameter.numel() for parameter in structure.parameters()),
         private_rows=structure.layout.private_rows,
         collisions=collisions.count,

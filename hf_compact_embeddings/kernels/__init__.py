@@ -1,12 +1,16 @@
-"""Fast paths for look-up and scoring: compiled loops over codes, and rows that are decoded once for who asks for it."""
+"""Fast paths for look-up and scoring: compiled loops over codes, rows decoded once for who asks, losses by tiles."""
 
 from __future__ import annotations
 
 from ..modeling.structure import CompactEmbedding
 from .fast_path import read_codes
+from .lazy_scores import let_heads_wait
+from .loading import let_models_load_decoded
 from .materialized import materialize
 from .rows import RUNTIMES
 
 __all__ = ["RUNTIMES", "materialize"]
 
 CompactEmbedding.fast_path = read_codes  # type: ignore[method-assign, assignment]
+let_models_load_decoded()
+let_heads_wait()

@@ -26,10 +26,12 @@ _ROWS_IN_CACHE = 32
 
 @intrinsic
 def _widened(typing_context, value):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Read an int8 number, the bits of a float16 (as uint16), or those of a bfloat16 (as int16), as float32."""
+    """Read an int8 number, the bits of a float16 (as uint16), those of a bfloat16 (as int16), or float32 as float32."""
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
         single = ir.FloatType()
+        if value == types.float32:
+            return arguments[0]
         if value == types.int8:
             return builder.sitofp(arguments[0], single)
         if value == types.uint16:
@@ -90,7 +92,8 @@ def _score_four(rows, scales, queries, result, first, last):  # type: ignore[no-
 
 
 @numba.njit(nogil=True, cache=True)
-def _score(rows, scales, queries, result, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def score_tile(rows, scales, queries, result, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Write the scores (N, V) of the rows from `first` up to `last` for queries (N, D)."""
     count = len(queries)
     for start in range(first, last, _ROWS_IN_CACHE):
         stop = min(start + _ROWS_IN_CACHE, last)
@@ -115,7 +118,7 @@ def scores(rows: Tensor, scales: Tensor, hidden: Tensor) -> Tensor:
     """Return hidden · rowsᵀ · scales (N, V) for float32 hidden states (N, D) and rows (V, D)."""
     result = torch.empty(len(hidden), len(rows))
     numbers = (_numbers(rows), scales.numpy(), hidden.contiguous().numpy(), result.numpy())
-    shared_out(functools.partial(_score, *numbers), len(rows), rows.numel() * len(hidden))
+    shared_out(functools.partial(score_tile, *numbers), len(rows), rows.numel() * len(hidden))
     return result
 
 

@@ -19,6 +19,7 @@ LANES = 16
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 _ADDRESSES = ir.VectorType(ir.IntType(64), LANES)
+_BYTES = ir.VectorType(ir.IntType(8), LANES)
 _FLOAT_BYTES = 4
 
 
@@ -124,3 +125,44 @@ def store(typing_context, array, index, lanes):  # type: ignore[no-untyped-def] 
         return context.get_dummy_value()
 
     return types.void(array, types.int64, _float_lanes), generate
+
+
+@intrinsic
+def plus_products(typing_context, total, lanes, other):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return total + lanes · other, number by number."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        total, lanes, other = arguments
+        return _call(builder, f"llvm.fmuladd.v{LANES}f32", _FLOATS, lanes, other, total)
+
+    return _float_lanes(_float_lanes, _float_lanes, _float_lanes), generate
+
+
+@intrinsic
+def levels(typing_context, codes, index, shift, mask, middle):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return what `mask` leaves of sixteen bytes, shifted down, minus a float32 number that stands for zero.
+
+    `codes` (n,) is uint8, C-contiguous, and read from an index on, which nothing checks here.
+    """
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        array, index, shift, mask, middle = arguments
+        pointer = _pointer(context, builder, signature.args[0], array, index, _BYTES)
+        wide = builder.zext(builder.load(pointer, align=1), _INTS)
+        found = builder.and_(builder.lshr(wide, _repeated(builder, shift)), _repeated(builder, mask))
+        return builder.fsub(builder.sitofp(found, _FLOATS), _repeated(builder, middle))
+
+    return _float_lanes(codes, types.int64, types.uint32, types.uint32, types.float32), generate
+
+
+@intrinsic
+def added_up(typing_context, lanes):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return the sum of sixteen numbers, as float32."""
+
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _FLOATS])
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+        # In any order: one after the other they would wait for each other.
+        return builder.call(function, [ir.Constant(ir.FloatType(), 0.0), arguments[0]], fastmath=("reassoc",))
+
+    return types.float32(_float_lanes), generate

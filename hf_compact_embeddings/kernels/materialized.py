@@ -42,8 +42,7 @@ def materialize(model: _Model, runtime: str | None = "int8") -> _Model:
         runtime: "int8", with a scale for each row, which moves a value by half a step at most; "float16" or
             "bfloat16"; or None, to read the codes again.
     """
-    if runtime is not None and runtime not in RUNTIMES:
-        raise config_error("runtime", runtime, f"known are {', '.join(map(repr, RUNTIMES))} and None")
+    require_runtime(runtime, "runtime")
     # A checkpoint that brought its own code has classes of its own.
     tables = [module for module in model.modules() if _is_table(module)]
     if not tables:
@@ -56,6 +55,12 @@ def materialize(model: _Model, runtime: str | None = "int8") -> _Model:
         if isinstance(table, _Materialized):
             table.take(runtime, rows)
     return model
+
+
+def require_runtime(runtime: str | None, name: str) -> None:
+    """Raise, naming the argument, unless this is how decoded rows may lie in memory, or None."""
+    if runtime is not None and runtime not in RUNTIMES:
+        raise config_error(name, runtime, f"known are {', '.join(map(repr, RUNTIMES))} and None")
 
 
 def _is_table(module: nn.Module) -> bool:

@@ -30,6 +30,16 @@ def unpack(codes, bits, most, found):  # type: ignore[no-untyped-def]  # noqa: A
             found[row, position] = min((number >> (first % 8)) & mask, most)
 
 
+@numba.njit(nogil=True, cache=True)
+def digits(ids, entries, found):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Write the digits (n, f) of ids (n,) in base `entries`, lowest first."""
+    for row in range(len(ids)):
+        rest = np.int64(ids[row])
+        for position in range(found.shape[1]):
+            found[row, position] = rest % entries
+            rest //= entries
+
+
 @numba.njit(nogil=True, cache=True, fastmath=_ANY_ORDER)
 def _sum_one(codes, firsts, count, scores, entries, sums):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Sum the scores (f · entries,) that rows name whose codes begin at `firsts` (n,): four rows at a time."""
@@ -82,9 +92,10 @@ def _sum(codes, firsts, count, scores, entries, width, sums):  # type: ignore[no
 def score(codes, bits, count, scores, entries, result, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Write the scores (N, V) of the rows from `first` up to `last` of packed codes (V, bytes), `count` a row.
 
-    `scores` (groups, f · entries · 1 or 16) are those of all entries, for one query, or for sixteen at a time.
+    Without bytes the codes are the digits of rows in base `entries`. `scores` (groups, f · entries · 1 or 16) are those
+    of all entries, for one query, or for sixteen at a time.
     """
-    width, whole_bytes = 1 if len(result) == 1 else LANES, bits == 8 and entries == 256
+    width, whole_bytes = 1 if len(result) == 1 else LANES, bits == 8 and entries == 256 and codes.shape[1] > 0
     unpacked = np.empty((0 if whole_bytes else _ROWS_AT_A_TIME, count), np.uint32)
     # Rows are read by fours, the last ones of a chunk too.
     firsts, sums = np.empty(_ROWS_AT_A_TIME, np.int64), np.empty((_ROWS_AT_A_TIME + 3, LANES), np.float32)
@@ -92,7 +103,10 @@ def score(codes, bits, count, scores, entries, result, first, last):  # type: ig
     for start in range(first, last, _ROWS_AT_A_TIME):
         found = min(_ROWS_AT_A_TIME, last - start)
         if not whole_bytes:
-            unpack(codes[start : start + found], bits, entries - 1, unpacked)
+            if codes.shape[1]:
+                unpack(codes[start : start + found], bits, entries - 1, unpacked)
+            else:
+                digits(np.arange(start, start + found), entries, unpacked[:found])
         for row in range(found):
             firsts[row] = (row + start if whole_bytes else row) * count
         for group in range(len(scores)):
@@ -106,21 +120,21 @@ def score(codes, bits, count, scores, entries, result, first, last):  # type: ig
 
 
 @numba.njit(nogil=True, cache=True)
-def score_tiers(codes, starts, sizes, tiers, slots, scores, entries, offsets, result, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def score_tiers(codes, starts, sizes, places, tier_firsts, scores, entries, offsets, result, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """The same for rows that lie tier by tier, each with as many codes of a byte as its tier has.
 
-    `starts` and `sizes` (T,) are where the codes of each tier begin, and how many a row has; `offsets` (T, N) what is
-    added to a tier's scores.
+    `starts` and `sizes` (T,) are where the codes of each tier would begin if its first row had the place 0, and how
+    many a row has; `offsets` (T, N) what is added to a tier's scores. `places` and `tier_firsts`: see `by_tier`.
     """
     width = 1 if len(result) == 1 else LANES
     firsts, sums = np.empty(_ROWS_AT_A_TIME, np.int64), np.empty((_ROWS_AT_A_TIME + 3, LANES), np.float32)
     for start in range(first, last, _ROWS_AT_A_TIME):
         rows = np.arange(start, min(start + _ROWS_AT_A_TIME, last))
-        places, begins = by_tier(tiers, rows, len(sizes))
+        order, begins = by_tier(places, tier_firsts, rows)
         for tier in range(len(sizes)):
-            mine = rows[places[begins[tier] : begins[tier + 1]]]
+            mine = rows[order[begins[tier] : begins[tier + 1]]]
             for row in range(len(mine)):
-                firsts[row] = starts[tier] + slots[mine[row]] * sizes[tier]
+                firsts[row] = starts[tier] + places[mine[row]] * sizes[tier]
             for group in range(len(scores)):
                 _sum(codes, firsts[: len(mine)], sizes[tier], scores[group], entries, width, sums)
                 for query in range(group * width, min((group + 1) * width, len(result))):
@@ -142,14 +156,14 @@ def look_up(codes, codebooks, last_codebook, result):  # type: ignore[no-untyped
 
 
 @numba.njit(nogil=True, cache=True)
-def points(codes, first, size, slots, rows, starts, entries, centre, gains, result):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Write the coordinates (n, width) of rows of one tier, whose codes begin at `first` and are `size` a row.
+def points(codes, first, size, places, rows, starts, entries, centre, gains, result):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Write the coordinates (n, width) of rows of one tier, which have `size` codes each.
 
-    `entries` (n, r) minus `centre`, times `gains` (r,), are the codebooks side by side, of which one begins at each of
-    the `starts` (blocks + 1,).
+    They would begin at `first` if the tier's first row had the place 0. `entries` (n, r) minus `centre`, times `gains`
+    (r,), are the codebooks side by side, of which one begins at each of the `starts` (blocks + 1,).
     """
     for row in range(len(rows)):
-        found, place = result[row], first + slots[rows[row]] * size
+        found, place = result[row], first + places[rows[row]] * size
         for block in range(size):
             entry = entries[min(np.int64(codes[place + block]), len(entries) - 1)]
             for axis in range(starts[block], starts[block + 1]):

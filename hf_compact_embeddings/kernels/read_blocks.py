@@ -13,7 +13,7 @@ from ..modeling.structure_blocks import LARGEST, BlocksEmbedding
 from . import product_loops
 from .products import grouped
 from .threads import shared_out
-from .tiered import ROWS_OF_A_TILE, agrees, basis_of, first_bytes, turned_back
+from .tiered import ROWS_OF_A_TILE, agrees, basis_of, first_bytes, places_of, turned_back
 
 
 def _agrees(table: BlocksEmbedding) -> bool:
@@ -36,13 +36,13 @@ def look_up(table: BlocksEmbedding, ids: Tensor) -> Tensor | None:
     else:
         entries, centre, gains = table.codebooks.float(), 0, lengths
     # All codes, of which few are read: as an array of numpy alone, and no result of an operation of torch.
-    codes, slots = np.from_dlpack(table.codes), table.positions().slots.numpy()
+    codes, (places, _) = np.from_dlpack(table.codes), places_of(table)
     books = (starts, entries.numpy(), np.float32(centre), gains.numpy())
     tile = np.empty((ROWS_OF_A_TILE, layout.rank), np.float32)
 
     def points(rows: NDArray[np.int64], tier: int) -> Tensor:
         size = layout.tier_blocks[tier]
-        product_loops.points(codes, firsts[tier], size, slots, rows, *books, tile)
+        product_loops.points(codes, firsts[tier], size, places, rows, *books, tile)
         return torch.from_numpy(tile)[: len(rows), : starts[size]]
 
     return turned_back(table, ids, basis, points)
@@ -57,9 +57,9 @@ def scores(table: BlocksEmbedding, hidden: Tensor) -> Tensor | None:
     turned = ((hidden @ basis.T) * lengths).split(layout.block_widths, dim=1)
     books = table.entries().float().split(layout.block_widths, dim=1)
     entries = torch.stack([query @ book.T for query, book in zip(turned, books, strict=True)][: max(sizes)], dim=1)
-    positions, rows, result = table.positions(), layout.coded_rows, torch.empty(len(hidden), layout.coded_rows)
+    rows, result = layout.coded_rows, torch.empty(len(hidden), layout.coded_rows)
     offsets = table.means.float() @ hidden.T
-    where = (first_bytes(table), np.array(sizes), positions.tiers.numpy(), positions.slots.numpy())
+    where = (first_bytes(table), np.array(sizes), *places_of(table))
     numbers = (table.codes.numpy(), *where, grouped(entries).numpy(), layout.codebook_size)
     work = functools.partial(product_loops.score_tiers, *numbers, offsets.numpy(), result.numpy())
     shared_out(work, rows, rows * max(sizes) * len(hidden))

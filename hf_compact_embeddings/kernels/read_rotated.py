@@ -14,7 +14,7 @@ from torch import Tensor
 from ..modeling.structure_rotated import RotatedEmbedding
 from ..modeling.trellis_codes import MAX_BITS, reproduction_values
 from .threads import shared_out
-from .tiered import ROWS_OF_A_TILE, agrees, basis_of, first_bytes, turned_back
+from .tiered import ROWS_OF_A_TILE, agrees, basis_of, first_bytes, places_of, turned_back
 from .trellis_loops import QUERIES, Rings, add_centres, decode, ring_places, score
 
 
@@ -68,7 +68,7 @@ def _read_plan(table: RotatedEmbedding) -> _Plan | None:
         first_bytes=first_bytes(table),
         row_bytes=np.array(layout.tier_bytes),
     )
-    return _Plan(rings, torch.cat(axes), torch.cat(places), tuple(widths))
+    return _Plan(rings, torch.cat(axes).int(), torch.cat(places).int(), tuple(widths))
 
 
 def look_up(table: RotatedEmbedding, ids: Tensor) -> Tensor | None:
@@ -79,7 +79,7 @@ def look_up(table: RotatedEmbedding, ids: Tensor) -> Tensor | None:
     basis, lengths = basis_of(table)
     gains = (table.gains.float() * lengths).flatten()[plan.places].numpy()
     centres = _centres_of(table, lengths)
-    numbers = (plan.rings, table.codes.numpy(), table.positions().slots.numpy())
+    numbers = (plan.rings, table.codes.numpy(), places_of(table)[0])
     tile, of_tier = torch.zeros(len(basis), ROWS_OF_A_TILE), -1
 
     def points(rows: NDArray[np.int64], tier: int) -> Tensor:
@@ -103,7 +103,7 @@ def _centres_of(table: RotatedEmbedding, lengths: Tensor) -> tuple[Any, Any, Any
     if not table.layout.clusters:
         return None
     gains = table.cluster_gains.float() * lengths
-    return table.centroid_values().numpy(), gains.numpy(), table.cluster_of_rows().numpy()
+    return table.centroid_values().numpy(), gains.numpy(), table.known_clusters().view(torch.uint16).numpy()
 
 
 def scores(table: RotatedEmbedding, hidden: Tensor) -> Tensor | None:
@@ -119,9 +119,8 @@ def scores(table: RotatedEmbedding, hidden: Tensor) -> Tensor | None:
     width = 1 if count == 1 else QUERIES
     queries = torch.nn.functional.pad(queries, (0, 0, 0, -count % width))
     queries = queries.unflatten(0, (-1, width)).transpose(1, 2).contiguous()
-    positions, result = table.positions(), torch.empty(count, rows)
-    tiers, slots = positions.tiers.numpy(), positions.slots.numpy()
-    numbers = (plan.rings, table.codes.numpy(), tiers, slots, queries.numpy(), offsets.numpy(), result.numpy())
+    result = torch.empty(count, rows)
+    numbers = (plan.rings, table.codes.numpy(), *places_of(table), queries.numpy(), offsets.numpy(), result.numpy())
     shared_out(functools.partial(score, *numbers), rows, rows * queries.shape[1] * count)
     if table.layout.clusters:
         centres = (turned * table.cluster_gains.float()) @ table.centroid_values().T

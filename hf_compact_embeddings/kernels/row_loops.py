@@ -7,19 +7,27 @@ import numpy as np
 
 
 @numba.njit(nogil=True, cache=True)
-def by_tier(tiers, ids, count):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """Return the places of ids (n,) in the order of their tiers, and where each tier begins among them (T + 1,)."""
-    firsts = np.zeros(count + 1, np.int64)
-    for row in ids:
-        firsts[tiers[row] + 1] += 1
+def by_tier(places, firsts, ids):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Return the order of ids (n,) by their tiers, and where each tier begins in it (T + 1,).
+
+    `places` (V,) are those of all rows if they were sorted so, and `firsts` (T,) where each tier begins there.
+    """
+    count = len(firsts)
+    begins, tiers = np.zeros(count + 1, np.int64), np.empty(len(ids), np.uint8)
+    for index in range(len(ids)):
+        tier, place = 0, places[ids[index]]
+        while tier + 1 < count and place >= firsts[tier + 1]:
+            tier += 1
+        tiers[index] = tier
+        begins[tier + 1] += 1
     for tier in range(count):
-        firsts[tier + 1] += firsts[tier]
-    following, places = firsts.copy(), np.empty(len(ids), np.int64)
-    for place in range(len(ids)):
-        tier = tiers[ids[place]]
-        places[following[tier]] = place
+        begins[tier + 1] += begins[tier]
+    following, order = begins.copy(), np.empty(len(ids), np.int64)
+    for index in range(len(ids)):
+        tier = tiers[index]
+        order[following[tier]] = index
         following[tier] += 1
-    return places, firsts
+    return order, begins
 
 
 @numba.njit(nogil=True, cache=True)

@@ -28,14 +28,20 @@ def basis_of(table: TieredEmbedding) -> tuple[Tensor, Tensor]:
 
 def agrees(table: TieredEmbedding) -> bool:
     """Whether as many rows are in each tier as the codes are cut for: nothing checks it at the calls."""
-    rows = torch.bincount(table.positions().tiers, minlength=len(table.layout.tier_rows))
-    return tuple(rows.tolist()) == table.layout.tier_rows
+    positions = table.positions()
+    return tuple(np.diff(positions.firsts, append=len(positions.places)).tolist()) == table.layout.tier_rows
 
 
 def first_bytes(table: TieredEmbedding) -> NDArray[np.int64]:
-    """Return where the codes of each tier begin (T,)."""
-    sizes = np.array(table.layout.tier_rows) * np.array(table.layout.row_bytes())
-    return np.cumsum(sizes) - sizes
+    """Return where the codes of each tier would begin (T,) if its first row had the place 0."""
+    rows, size = np.array(table.layout.tier_rows), np.array(table.layout.row_bytes())
+    return np.cumsum(rows * size) - np.cumsum(rows) * size
+
+
+def places_of(table: TieredEmbedding) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the place of each row (V,) if rows were sorted by their tiers, and where each tier begins (T,)."""
+    positions = table.positions()
+    return positions.places.numpy(), positions.firsts.numpy()
 
 
 def turned_back(table: TieredEmbedding, ids: Tensor, basis: Tensor, points: Points) -> Tensor:
@@ -43,7 +49,7 @@ def turned_back(table: TieredEmbedding, ids: Tensor, basis: Tensor, points: Poin
     rows, means = ids.numpy(), table.means.float().numpy()
     # Texts repeat tokens, and batches padding.
     firsts, distinct = first_places(rows)
-    order, starts = by_tier(table.positions().tiers.numpy(), rows[distinct], len(means))
+    order, starts = by_tier(*places_of(table), rows[distinct])
     order, starts = distinct[order], starts.tolist()
     found = torch.empty(min(ROWS_OF_A_TILE, len(rows)), table.embedding_dim)
     result = torch.empty(len(rows), table.embedding_dim)

@@ -32,13 +32,13 @@ class Rings(NamedTuple):
         masks: which bits a window has, in each tier (T,).
         values: of all windows, one table after the other.
         first_values: where the table of each tier begins (T,).
-        first_bytes: where the codes of each tier begin (T,).
+        first_bytes: where the codes of each tier would begin if its first row had the place 0 (T,).
         row_bytes: bytes of a row in each tier (T,).
     """
 
     starts: NDArray[np.int64]
-    words: NDArray[np.int64]
-    shifts: NDArray[np.uint32]
+    words: NDArray[np.int32]
+    shifts: NDArray[np.uint8]
     masks: NDArray[np.uint32]
     values: NDArray[np.float32]
     first_values: NDArray[np.int64]
@@ -47,7 +47,7 @@ class Rings(NamedTuple):
 
 
 @numba.njit(nogil=True, cache=True)
-def _read_rows(rings, codes, slots, rows, begin, count, tier, words):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _read_rows(rings, codes, places, rows, begin, count, tier, words):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Write the bits of up to sixteen rows of a tier into lanes, in words of 32, and before them those that end a ring.
 
     The last row is in the lanes that are left too.
@@ -55,7 +55,7 @@ def _read_rows(rings, codes, slots, rows, begin, count, tier, words):  # type: i
     size = rings.row_bytes[tier]
     whole, rest = size // 4, size % 4
     for lane in range(LANES):
-        first = rings.first_bytes[tier] + slots[rows[begin + min(lane, count - 1)]] * size
+        first = rings.first_bytes[tier] + places[rows[begin + min(lane, count - 1)]] * size
         before = uint32(0)
         for byte in range(4):
             # Rings of less than four bytes are seen more than once.
@@ -116,7 +116,7 @@ def _score_eight(found, queries, sums):  # type: ignore[no-untyped-def]  # noqa:
 
 
 @numba.njit(nogil=True, cache=True)
-def score(rings, codes, tiers, slots, queries, offsets, result, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def score(rings, codes, places, firsts, queries, offsets, result, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Write the scores (N, V) of the rows from `first` up to `last`.
 
     `queries` (groups, P, 1 or 8) are turned into the axes, in the order of the rings and times their gains; `offsets`
@@ -127,16 +127,16 @@ def score(rings, codes, tiers, slots, queries, offsets, result, first, last):  #
     found = np.empty((np.diff(rings.starts).max(), LANES), np.float32)
     for start in range(first, last, _ROWS_AT_A_TIME):
         rows = np.arange(start, min(start + _ROWS_AT_A_TIME, last))
-        places, firsts = by_tier(tiers, rows, len(rings.masks))
-        rows = rows[places]
+        order, begins = by_tier(places, firsts, rows)
+        rows = rows[order]
         for tier in range(len(rings.masks)):
             axes = slice(rings.starts[tier], rings.starts[tier + 1])
             word, shift, mask = rings.words[axes], rings.shifts[axes], rings.masks[tier]
             values = rings.values[rings.first_values[tier] :]
-            for begin in range(firsts[tier], firsts[tier + 1], LANES):
-                count = min(LANES, firsts[tier + 1] - begin)
+            for begin in range(begins[tier], begins[tier + 1], LANES):
+                count = min(LANES, begins[tier + 1] - begin)
                 if rings.row_bytes[tier]:
-                    _read_rows(rings, codes, slots, rows, begin, count, tier, words)
+                    _read_rows(rings, codes, places, rows, begin, count, tier, words)
                     if width > 1:
                         _read_values(words, word, shift, mask, values, found)
                 for group in range(len(queries)):
@@ -151,7 +151,7 @@ def score(rings, codes, tiers, slots, queries, offsets, result, first, last):  #
 
 
 @numba.njit(nogil=True, cache=True)
-def decode(rings, codes, slots, rows, tier, gains, axes, tile):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def decode(rings, codes, places, rows, tier, gains, axes, tile):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """Write the coordinates of rows (n,) of one tier, one a column, into a tile (r, columns) that is zero elsewhere.
 
     There are columns for a multiple of sixteen rows; `gains` and `axes` (P,) are those of the rings' entries.
@@ -160,7 +160,7 @@ def decode(rings, codes, slots, rows, tier, gains, axes, tile):  # type: ignore[
     word, shift, gain, axis = rings.words[mine], rings.shifts[mine], gains[mine], axes[mine]
     values, mask = rings.values[rings.first_values[tier] :], rings.masks[tier]
     for begin in range(0, len(rows), LANES):
-        _read_rows(rings, codes, slots, rows, begin, min(LANES, len(rows) - begin), tier, words)
+        _read_rows(rings, codes, places, rows, begin, min(LANES, len(rows) - begin), tier, words)
         for entry in range(len(word)):
             found = window_values(words, word[entry], shift[entry], mask, values)
             store(tile[axis[entry]], begin, plus_product(zeros(), found, gain[entry]))
@@ -175,7 +175,7 @@ def add_centres(centres, gains, clusters, rows, tile):  # type: ignore[no-untype
             tile[axis, column] += centre[axis] * gains[axis]
 
 
-def ring_places(bits: Any) -> tuple[NDArray[np.int64], NDArray[np.uint32]]:
+def ring_places(bits: Any) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Return `words` and `shifts` of the axes of a ring, of whose bits each has so many (n,)."""
     last = np.cumsum(np.asarray(bits, np.int64)) - 1
-    return last // 32, (31 - last % 32).astype(np.uint32)
+    return (last // 32).astype(np.int32), (31 - last % 32).astype(np.uint8)

@@ -137,13 +137,12 @@ class BlocksEmbedding(TieredEmbedding):
 
     def codes_of(self, ids: Tensor) -> Tensor:
         """Return the codes (n, f) of rows (n,), int64; `codebook_size` where the row's tier has none."""
-        layout, positions = self.layout, self.positions()
+        layout, (tiers, slots) = self.layout, self.positions().of(ids)
         widths = torch.tensor(layout.tier_blocks, device=ids.device)
         sizes = widths * torch.tensor(layout.tier_rows, device=ids.device)
-        tiers = positions.tiers[ids]
         count = widths[tiers].unsqueeze(-1)
         block = torch.arange(len(layout.block_widths), device=ids.device)
-        first = (sizes.cumsum(0) - sizes)[tiers] + positions.slots[ids] * widths[tiers]
+        first = (sizes.cumsum(0) - sizes)[tiers] + slots * widths[tiers]
         index = torch.where(block < count, first.unsqueeze(-1) + block, 0)
         # Without any codes there is nothing to read, not even at index 0.
         codes = self.codes[index].long() if self.codes.numel() else index
@@ -156,7 +155,7 @@ class BlocksEmbedding(TieredEmbedding):
         block_of_axis = torch.repeat_interleave(widths, output_size=entries.shape[1])
         none = entries.new_zeros(1, entries.shape[1])
         points = torch.cat([entries, none]).gather(0, self.codes_of(flat)[:, block_of_axis])
-        vectors = points @ self.axes() + self.means[self.positions().tiers[flat]]
+        vectors = points @ self.axes() + self.means[self.positions().of(flat)[0]]
         return vectors.view(*ids.shape, self.embedding_dim)
 
     def coded_scores(self, hidden: Tensor) -> Tensor:
@@ -175,11 +174,9 @@ class BlocksEmbedding(TieredEmbedding):
                 scores.append(offset.expand(-1, rows))
         if len(scores) == 1:
             return scores[0]
-        positions = self.positions()
-        firsts = torch.tensor((0, *layout.tier_rows[:-1]), device=hidden.device).cumsum(0)
         # Whole rows are moved faster than columns.
         stacked = torch.cat([part.T for part in scores])
-        return stacked.index_select(0, firsts[positions.tiers] + positions.slots).T
+        return stacked.index_select(0, self.positions().places).T
 
     # Writing.
 

@@ -2,8 +2,7 @@
 
 Rows are cut into tiers by what their error costs. A tier spends the same bits on the same axes for all its rows: each
 row is one ring of bits, from which every axis reads a window (see `trellis_codes`). With clusters, rows of every tier
-also say which of a few centroids they belong to, which are coded like rows, and their own bits are for what lies
-between: where a row has a byte or two, its cluster is the best use of the first one.
+also say which of a few centroids they belong to, which are coded like rows, and their own bits are for what is left.
 
 | tensor | shape | type | meaning |
 |---|---|---|---|
@@ -200,12 +199,18 @@ class RotatedEmbedding(TieredEmbedding):
             self.cluster_of_rows()
             self.centroids()
 
-    def cluster_of_rows(self) -> Tensor:
-        """Return the cluster of each row (V,), int64."""
-        return self.known("clusters", (self.cluster_index,), self._read_clusters)
+    def known_clusters(self) -> Tensor:
+        """Return the cluster of each row (V,) as the 16 bits of int16."""
+        index, layout = self.cluster_index, self.layout
 
-    def _read_clusters(self) -> Tensor:
-        return unpack_symbols(self.cluster_index, self.layout.coded_rows, self.layout.cluster_code_lengths())
+        def read() -> Tensor:
+            return unpack_symbols(index, layout.coded_rows, layout.cluster_code_lengths()).short()
+
+        return self.known("clusters", (index,), read)
+
+    def cluster_of_rows(self, ids: Tensor | slice = slice(None)) -> Tensor:
+        """Return the clusters of rows (n,), of all if none are given, int64."""
+        return self.known_clusters()[ids].long() & 0xFFFF
 
     def centroids(self) -> Tensor:
         """Return the coordinates (K, r) of the centroids."""
@@ -225,8 +230,7 @@ class RotatedEmbedding(TieredEmbedding):
 
     def _coordinates(self, ids: Tensor) -> Tensor:
         """Return the coordinates (n, r) of the rows `ids` (n,)."""
-        layout, rows_at = self.layout, self.positions()
-        tiers, slots = rows_at.tiers[ids], rows_at.slots[ids]
+        layout, (tiers, slots) = self.layout, self.positions().of(ids)
         points = self.gains.new_zeros(ids.shape[0], self.gains.shape[1])
         for tier, (axes, bits) in enumerate(self.ring_orders()):
             if not bits or not layout.tier_rows[tier]:
@@ -241,20 +245,19 @@ class RotatedEmbedding(TieredEmbedding):
                 continue
             mine = (tiers == tier).nonzero().squeeze(-1)
             read = decode(self.tier_codes(tier)[slots[mine]], bits, window).to(gains.dtype) * gains
-            spread_out = points.new_zeros(len(mine), points.shape[1]).index_copy(1, axes, read)
-            points = points.index_copy(0, mine, spread_out)
-        return points + self.centroids()[self.cluster_of_rows()[ids]] if layout.clusters else points
+            points = points.index_put((mine.unsqueeze(1), axes), read)
+        return points + self.centroids()[self.cluster_of_rows(ids)] if layout.clusters else points
 
     def coded_vectors(self, ids: Tensor) -> Tensor:
         """Rotate the coordinates back."""
         flat = ids.reshape(-1)
-        vectors = self._coordinates(flat) @ self.axes() + self.means[self.positions().tiers[flat]]
+        vectors = self._coordinates(flat) @ self.axes() + self.means[self.positions().of(flat)[0]]
         return vectors.view(*ids.shape, self.embedding_dim)
 
     def coded_scores(self, hidden: Tensor) -> Tensor:
         """Score as (hidden · basisᵀ) · coordinatesᵀ, some rows at a time, and the means once a tier."""
         hidden = hidden.float()
-        tiers = self.positions().tiers
+        tiers = self.positions().of()[0]
 
         def coordinates(start: int, stop: int) -> Tensor:
             return self._coordinates(torch.arange(start, stop, device=hidden.device))

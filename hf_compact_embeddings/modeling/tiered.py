@@ -81,15 +81,21 @@ class TieredLayout(StructureLayout):
 
 @dataclasses.dataclass(frozen=True)
 class RowPositions:
-    """Where each row is.
+    """Where each row is. They stay in memory beside the codes, and so are small.
 
     Attributes:
-        tiers: the tier of each row (V,), int64.
-        slots: the position of each row within its tier (V,), int64.
+        places: the place of each row (V,) if rows were sorted by their tiers, int32.
+        firsts: where each tier begins (T,), int64.
     """
 
-    tiers: Tensor
-    slots: Tensor
+    places: Tensor
+    firsts: Tensor
+
+    def of(self, ids: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Return the tiers of rows (n,), of all if none are given, and their positions within these (n,)."""
+        places = self.places[ids].long()
+        tiers = (places.unsqueeze(-1) >= self.firsts).sum(-1) - 1
+        return tiers, places - self.firsts[tiers]
 
 
 class TieredEmbedding(CompactEmbedding):
@@ -189,15 +195,12 @@ class TieredEmbedding(CompactEmbedding):
         return self.known("positions", (self.codes, self.tier_index), self._read_positions)
 
     def _read_positions(self) -> RowPositions:
-        device, rows = self.codes.device, self.layout.coded_rows
-        tiers = torch.zeros(rows, dtype=torch.int64, device=device)
+        rows = self.layout.coded_rows
+        tiers = torch.zeros(rows, dtype=torch.int64, device=self.codes.device)
         if self.tier_index is not None:
             tiers = unpack_symbols(self.tier_index, rows, self.layout.tier_code_lengths)
-        slots = torch.zeros_like(tiers)
-        for tier in range(len(self.layout.tier_rows)):
-            mine = tiers == tier
-            slots[mine] = torch.arange(int(mine.sum()), device=device)
-        return RowPositions(tiers, slots)
+        counts = torch.bincount(tiers, minlength=len(self.layout.tier_rows))
+        return RowPositions(tiers.argsort(stable=True).argsort().int(), counts.cumsum(0) - counts)
 
     def tier_codes(self, tier: int) -> Tensor:
         """Return the codes (n, bytes) of a tier's rows."""
@@ -216,7 +219,7 @@ class TieredEmbedding(CompactEmbedding):
     @torch.no_grad()
     def keep_rows(self, count: int) -> None:
         """Drop the codes of the last rows, in every tier."""
-        tiers = self.positions().tiers[:count]
+        tiers = self.positions().of(slice(count))[0]
         kept = torch.bincount(tiers, minlength=len(self.layout.tier_rows)).tolist()
         codes = [self.tier_codes(tier)[:rows].clone() for tier, rows in enumerate(kept)]
         self.codes = torch.cat([part.flatten() for part in codes])
@@ -284,7 +287,7 @@ class TieredEmbedding(CompactEmbedding):
         """Raise if tiers or bit tables do not fit to the codes."""
         super().check_values()
         layout = self.layout
-        rows = torch.bincount(self.positions().tiers, minlength=len(layout.tier_rows)).tolist()
+        rows = torch.bincount(self.positions().of()[0], minlength=len(layout.tier_rows)).tolist()
         if tuple(rows) != layout.tier_rows:
             raise CheckpointError(f"`tier_index` puts {rows} rows into the tiers, `tier_rows` says {layout.tier_rows}.")
         if self.basis is None and layout.rank and int(self.basis_bits.max()) > MAX_BITS:

@@ -1,78 +1,16 @@
 """How far predictions are from a teacher's, over the whole vocabulary, without ever holding the scores of all tokens.
 
-The scores (n, V) of n predicted tokens, of student and teacher, and their gradient, would take more memory than
-anything else. So some rows of both tables are scored at a time, twice: first for the sums over the vocabulary, then,
-with gradients, for the slopes of the scores, which are p - q and go through the rows of the tile to what these are made
-of. Rows are decoded twice a step, for however many tokens.
+Rows of both tables are scored some at a time, as `kernels.score_tiles` tells; the slopes of the scores are p - q.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
-from ..modeling.tied import TableHead
-
-# Of each model, at a time: 2^23 float32 values are 32 MB.
-_SCORES_PER_TILE, _VALUES_PER_TILE = 1 << 23, 1 << 22
-
-
-@dataclasses.dataclass(frozen=True)
-class Predictor:
-    """What predicts tokens: an output layer, dense or one that scores against a compact table, and what enters it.
-
-    Attributes:
-        states: of n predicted tokens (n, D).
-        layer: that scores all rows by them.
-        values: that stand in for the layer's own, by the names that `trained` gives them.
-    """
-
-    states: Tensor
-    layer: Any
-    values: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
-
-    @property
-    def num_rows(self) -> int:
-        """V, the tokens that are scored."""
-        return self.layer.weight.shape[0]
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Return what the scores are made of beside the states, as far as it trains."""
-        # A head with a table of its own has that among its modules, another has not.
-        named = dict(self.layer.named_parameters(prefix="layer", recurse=False))
-        if isinstance(self.layer, TableHead):
-            named |= self.layer.table.named_parameters(prefix="table")
-        return {name: value for name, value in named.items() if value.requires_grad}
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Return rows (m, D), float32."""
-        if not isinstance(self.layer, TableHead):
-            return self.values.get("layer.weight", self.layer.weight)[start:stop].float()
-        own = {name.removeprefix("table."): value for name, value in self.values.items() if name.startswith("table.")}
-        ids = torch.arange(start, stop, device=self.states.device)
-        return functional_call(self.layer.table, own, (ids,), {"scale": 1.0}).float()
-
-    def bias(self, start: int, stop: int) -> Tensor | None:
-        """Return what is added to the scores of rows (m,), if there is such a thing."""
-        bias = self.values.get("layer.bias", self.layer.bias)
-        return None if bias is None else bias[start:stop].float()
-
-    def tiles(self) -> Iterator[tuple[int, int]]:
-        """Yield where tiles start and stop."""
-        count, width = self.states.shape
-        step = max(1, min(_SCORES_PER_TILE // max(1, count), _VALUES_PER_TILE // width))
-        for start in range(0, self.num_rows, step):
-            yield start, min(start + step, self.num_rows)
-
-
-def can_predict_in_tiles(layer: nn.Module | None) -> bool:
-    """Tell whether an output layer is one whose rows can be scored some at a time."""
-    return isinstance(layer, TableHead) or type(layer) is nn.Linear
+from ..kernels.score_tiles import LogSum, Predictor, gradients, precise, scores_of
 
 
 def divergence(student: Predictor, teacher: Predictor) -> Tensor:
@@ -82,12 +20,6 @@ def divergence(student: Predictor, teacher: Predictor) -> Tensor:
         return _Divergence.apply(student, teacher, wanted, student.states, *student.trained().values())
 
 
-def log_probabilities(student: Predictor, ids: Tensor) -> Tensor:
-    """Return the log-probabilities (n, k) that some tokens (n, k) have at each predicted position."""
-    with torch.autocast(student.states.device.type, enabled=False):
-        return _LogProbabilities.apply(student, ids, student.states, *student.trained().values())
-
-
 class _Divergence(torch.autograd.Function):
     """The divergence, with gradients that are found on the way: the teacher's scores are not made a third time."""
 
@@ -95,14 +27,14 @@ class _Divergence(torch.autograd.Function):
     def forward(ctx: Any, student: Predictor, teacher: Predictor, wanted: bool, *inputs: Tensor) -> Tensor:
         """Go over all rows: once for the sums, and where gradients are wanted once more."""
         result, (own_sum, goal_sum) = _sums(student, teacher)
-        goal = teacher.states.float()
+        goal = precise(teacher.states)
 
         def slopes(scores: Tensor, start: int, stop: int) -> Tensor:
-            given = _scores(teacher, goal, start, stop)[0].sub_(goal_sum[:, None]).exp_()
+            given = scores_of(teacher, goal, start, stop)[0].sub_(goal_sum[:, None]).exp_()
             return scores.sub_(own_sum[:, None]).exp_().sub_(given).div_(max(1, len(scores)))
 
         if wanted:
-            ctx.save_for_backward(*_gradients(student, inputs, ctx.needs_input_grad[3], slopes))
+            ctx.save_for_backward(*gradients(student, inputs, ctx.needs_input_grad[3], slopes))
         return result
 
     @staticmethod
@@ -111,51 +43,12 @@ class _Divergence(torch.autograd.Function):
         return None, None, None, *(gradient * above[0].to(gradient) for gradient in ctx.saved_tensors)
 
 
-class _LogProbabilities(torch.autograd.Function):
-    """Log-probabilities of a few tokens: their scores, less what all of them add up to."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Predictor, ids: Tensor, *inputs: Tensor) -> Tensor:
-        """Go over all rows for the sums."""
-        own = student.states.float()
-        own_sum, found = _LogSum(own), own.new_zeros(ids.shape)
-        for start, stop in student.tiles():
-            scores = _scores(student, own, start, stop)[0]
-            inside, local = _in_tile(ids, start, stop)
-            found = torch.where(inside, scores.gather(1, local), found)
-            own_sum.add(scores)
-        total = own_sum.value()
-        ctx.student = student
-        ctx.save_for_backward(ids, total, *inputs)
-        return found - total[:, None]
-
-    @staticmethod
-    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
-        """Go over all rows again."""
-        ids, total, *inputs = ctx.saved_tensors
-
-        def slopes(scores: Tensor, start: int, stop: int) -> Tensor:
-            inside, local = _in_tile(ids, start, stop)
-            probabilities = scores.sub_(total[:, None]).exp_()
-            result = probabilities.mul_(-above[0].sum(1, keepdim=True))
-            return result.scatter_add_(1, local, above[0].where(inside, 0.0))
-
-        with torch.no_grad(), torch.autocast(total.device.type, enabled=False):
-            return None, None, *_gradients(ctx.student, tuple(inputs), ctx.needs_input_grad[2], slopes)
-
-
-def _in_tile(ids: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """Return which ids (n, k) are rows of a tile, and their columns there; of others any."""
-    inside = (ids >= start) & (ids < stop)
-    return inside, (ids - start).clamp(0, stop - start - 1)
-
-
 def _sums(student: Predictor, teacher: Predictor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Return the mean divergence, and of both models the logarithms (n,) of the sums of the scores' exponentials."""
-    own, goal = student.states.float(), teacher.states.float()
-    own_sum, goal_sum, apart = _LogSum(own), _LogSum(goal), own.new_zeros(len(own))
+    own, goal = precise(student.states), precise(teacher.states)
+    own_sum, goal_sum, apart = LogSum(own), LogSum(goal), own.new_zeros(len(own))
     for start, stop in student.tiles():
-        scores, goals = _scores(student, own, start, stop)[0], _scores(teacher, goal, start, stop)[0]
+        scores, goals = scores_of(student, own, start, stop)[0], scores_of(teacher, goal, start, stop)[0]
         differences = goals - scores
         own_sum.add(scores)
         shrunk, weights = goal_sum.add(goals)
@@ -164,63 +57,3 @@ def _sums(student: Predictor, teacher: Predictor) -> tuple[Tensor, tuple[Tensor,
     # Of a batch without predicted tokens the mean is 0, not NaN.
     total = (apart / goal_sum.total + found[0] - found[1]).sum()
     return total / max(1, len(own)), found
-
-
-def _gradients(
-    student: Predictor, inputs: tuple[Tensor, ...], of_states: bool, slopes_of: Callable[[Tensor, int, int], Tensor]
-) -> list[Tensor]:
-    """Return the gradients for the states, and for what the rows are made of.
-
-    Args:
-        student: whose rows are scored.
-        inputs: its states, and what the rows are made of.
-        of_states: whether the states have a gradient.
-        slopes_of: gives the gradient for the scores (n, m) of a tile, which it may overwrite, from where to where.
-    """
-    own = student.states.detach().float()
-    # Copies: whoever watches the parameters themselves, as data-parallel training does, must see one gradient a step.
-    copies = [value.detach().requires_grad_() for value in inputs[1:]]
-    student = dataclasses.replace(student, values=dict(zip(student.trained(), copies, strict=True)))
-    found = [torch.zeros_like(each, dtype=torch.float32) for each in inputs]
-    for start, stop in student.tiles():
-        with torch.enable_grad():
-            scores, rows, bias = _scores(student, own, start, stop)
-        slopes = slopes_of(scores, start, stop)
-        if of_states:
-            found[0].addmm_(slopes, rows.detach())
-        made = [(rows, slopes.T @ own), *([] if bias is None else [(bias, slopes.sum(0))])]
-        made = [(output, slope) for output, slope in made if output.requires_grad]
-        if made:
-            outputs, above = zip(*made, strict=True)
-            parts = torch.autograd.grad(outputs, copies, above, allow_unused=True)
-            for total, part in zip(found[1:], parts, strict=True):
-                if part is not None:
-                    total += part
-    return [each.to(value.dtype) for each, value in zip(found, inputs, strict=True)]
-
-
-def _scores(predictor: Predictor, states: Tensor, start: int, stop: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return the scores (n, m) of some rows, without gradients; the rows; and their bias."""
-    rows, bias = predictor.rows(start, stop), predictor.bias(start, stop)
-    with torch.no_grad():
-        return (states @ rows.T if bias is None else torch.addmm(bias, states, rows.T)), rows, bias
-
-
-class _LogSum:
-    """The logarithm of a sum of exponentials over columns that come bit by bit."""
-
-    def __init__(self, like: Tensor) -> None:
-        self.most = like.new_full((len(like),), -torch.inf)
-        self.total = like.new_zeros(len(like))
-
-    def add(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Add columns (n, m), which are overwritten; return what earlier terms shrink by (n,), and the new terms."""
-        most = torch.maximum(self.most, scores.amax(1))
-        shrunk = (self.most - most).exp()
-        terms = scores.sub_(most[:, None]).exp_()
-        self.most, self.total = most, self.total * shrunk + terms.sum(1)
-        return shrunk, terms
-
-    def value(self) -> Tensor:
-        """Return the logarithms (n,)."""
-        return self.most + self.total.log()

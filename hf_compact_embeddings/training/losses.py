@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..kernels.score_tiles import Predictor, can_predict_in_tiles, log_probabilities
 from ..model_outputs import (
     gives_scores_as_they_are,
     is_causal_lm,
@@ -20,7 +21,7 @@ from ..model_outputs import (
     unscored_at,
 )
 from ..modeling.errors import CompactConfigError
-from .divergence import Predictor, can_predict_in_tiles, divergence, log_probabilities
+from .divergence import divergence
 
 # What each loss asks of the teacher; "labels" asks the text alone.
 LOSSES = ("states", "all_states", "sentence", "relations", "logits", "labels")

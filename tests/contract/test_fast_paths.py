@@ -9,24 +9,25 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from hf_compact_embeddings.fitting import FitSource, fit_structure
-from hf_compact_embeddings.kernels import fast_path, rows
+from hf_compact_embeddings.kernels import fast_path, materialize, rows
+from hf_compact_embeddings.kernels.memory import resident_bytes
+from hf_compact_embeddings.modeling.options import StructureConfig
 from hf_compact_embeddings.modeling.structure import CompactEmbedding, structure_class_of
+from hf_compact_embeddings.modeling.structure_scalar import ScalarConfig
 
 from ..cases import EXTRAS, Case, all_cases, build_structure, for_all_with_extras
 from ..tools import LargestTensor, reading_plainly
 
 numba_errors = pytest.importorskip("numba.core.errors")
 FOLDER = Path(fast_path.__file__).parent
-# Tuples that are the digits of ids are not stored, and stay with the plain path.
-CASES = [
-    case for case in all_cases("project") if (FOLDER / f"read_{case.method}.py").exists() and case.name != "dispersed"
-]
+CASES = [case for case in all_cases("project") if (FOLDER / f"read_{case.method}.py").exists()]
 for_fast = pytest.mark.parametrize("case", CASES, ids=str)
 IDS = torch.tensor([[0, 3, 7, 31], [59, 59, 1, 3]])
 
@@ -94,11 +95,24 @@ def test_rows_and_scores(case: Case, extras: dict) -> None:
                 table(torch.tensor([wrong]))
 
 
+def drawn(config: StructureConfig, count: int, width: int) -> CompactEmbedding:
+    structure_class = structure_class_of(config.method)
+    table = structure_class(config, structure_class.random_layout(config, count, width), count, width)
+    table.reset_parameters()
+    return table
+
+
+def config_for(case: Case, width: int, **changes: Any) -> StructureConfig:
+    """Groups that do not divide a width become whole rows."""
+    size = case.options.get("group_size")
+    return case.config(**changes, **({"group_size": None} if size and width % size else {}))
+
+
 def fitted_to_uneven_rows(case: Case, count: int, width: int) -> CompactEmbedding:
     """Rows and axes of very different lengths, so that there are several tiers, and some without bits."""
     table = torch.randn(count, width, generator=torch.Generator().manual_seed(1))
     table = table * torch.logspace(-2, 1, count).unsqueeze(1) * torch.logspace(0, -1, width)
-    return fit_structure(case.config(), FitSource(table[torch.randperm(count)]))
+    return fit_structure(config_for(case, width), FitSource(table[torch.randperm(count)]))
 
 
 @for_fast
@@ -116,11 +130,27 @@ def test_tiers_and_odd_sizes(case: Case, shape: tuple[int, int]) -> None:
 
 @for_fast
 def test_more_rows_than_are_read_at_a_time(case: Case) -> None:
-    structure_class, count, width = structure_class_of(case.method), 9_001, 17
-    config = case.config(init="random", **({"bits_per_weight": 2.0} if "bits_per_weight" in case.options else {}))
-    table = structure_class(config, structure_class.random_layout(config, count, width), count, width)
-    table.reset_parameters()
+    count, width = 9_001, 17
+    budget = {"bits_per_weight": 2.0} if "bits_per_weight" in case.options else {}
+    assert_reads_as_plainly(drawn(config_for(case, width, init="random", **budget), count, width))
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize(("width", "group"), [(128, 16), (128, 32), (96, 48), (120, 12), (128, None), (77, None)])
+def test_scales_of_groups(bits: int, width: int, group: int | None) -> None:
+    """Sixteen bytes are read at a time: groups have more, or fewer, or end among them."""
+    table = drawn(ScalarConfig(bits=bits, group_size=group, init="random"), 70, width)
+    with torch.no_grad():
+        table.scales.uniform_(0.5, 1.5)
     assert_reads_as_plainly(table)
+    assert_reads_as_plainly(table.half())
+
+
+def test_groups_that_share_bytes_are_read_plainly() -> None:
+    table = drawn(ScalarConfig(bits=4, group_size=3, init="random"), 20, 24)
+    with torch.no_grad(), counted() as answered:
+        table(torch.tensor([3, 19])), table(torch.randn(1, 24), project=True)
+    assert answered == [False, False]
 
 
 @for_fast
@@ -178,6 +208,25 @@ def test_what_is_read_once_is_not_stored(case: Case) -> None:
     assert list(table.state_dict()) == state
     # A flag that says that something was read is all that may be added.
     assert len(pickle.dumps(table)) < size + 64
+
+
+@for_fast
+def test_memory_is_counted_and_small(case: Case) -> None:
+    """What is read once takes at most four bytes a row beside the codes, six with clusters, and the axes."""
+    options = {"bits_per_weight": 1.0} if "bits_per_weight" in case.options else {}
+    count, width = 20_000, 24
+    table = drawn(case.config(init="random", **options), count, width)
+    table.requires_grad_(False)
+    stored = sum(tensor.nbytes for tensor in table.state_dict().values())
+    found = resident_bytes(table)
+    tiers, clusters = hasattr(table.layout, "tier_rows"), getattr(table.layout, "clusters", 0)
+    least = count * (4 * tiers + 2 * (clusters > 0))
+    # Axes and rings, and centroids in float32; values of a window of 16 bits.
+    most = 8 * width * width + 4 * width * clusters + (1 << 18)
+    assert stored + least <= found <= stored + least + tiers * most
+    table(torch.randn(1, width), project=True)
+    assert resident_bytes(table) == found
+    assert resident_bytes(materialize(table, "float16")) == found + count * (2 * width + 4)
 
 
 @for_fast
@@ -264,10 +313,8 @@ def test_threads(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @for_fast
 def test_no_tensor_is_as_large_as_the_table(case: Case) -> None:
-    structure_class, count, width = structure_class_of(case.method), 40_000, 64
-    config = case.config(init="random")
-    table = structure_class(config, structure_class.random_layout(config, count, width), count, width)
-    table.reset_parameters()
+    count, width = 40_000, 64
+    table = drawn(case.config(init="random"), count, width)
     with torch.no_grad(), LargestTensor() as scoring:
         table(torch.randn(2, width), project=True)
     assert 0 < scoring.bytes < count * width * 4 / 2
@@ -279,6 +326,9 @@ def test_no_loop_reads_outside_a_table(case: Case) -> None:
     for wrong in (-1, 60, 1 << 40):
         assert table.fast_path(torch.tensor([3, wrong]), False) is None
     with torch.no_grad():
+        if case.method == "scalar" or case.name == "dispersed":
+            # All codes have a value, and digits of rows that there are cannot be damaged.
+            return
         if case.method == "subspace":
             # Codes of 4 bits, of which "uneven" has entries for 11: the last one answers for those that have none.
             table.codes.fill_(255)

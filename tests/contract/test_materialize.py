@@ -12,12 +12,15 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch import Tensor
+from transformers import AutoModelForMaskedLM
 
 import hf_compact_embeddings as hce
+from hf_compact_embeddings.checkpoints import write_checkpoint
+from hf_compact_embeddings.cli.main import main
 from hf_compact_embeddings.kernels import RUNTIMES, rows
 from hf_compact_embeddings.modeling.structure import CompactEmbedding, structure_class_of
 
-from ..cases import EXTRAS, Case, build_structure, compress_tiny, for_all_with_extras, for_each_method
+from ..cases import EXTRAS, TINY_CASES, Case, build_structure, compress_tiny, for_all_with_extras, for_each_method
 from ..tiny_models import tiny_inputs
 from ..tools import LargestTensor, assert_same_state, last_json, outputs_of, reading_plainly, run_python
 
@@ -331,3 +334,31 @@ def test_what_cannot_be_done_is_told_and_changes_nothing() -> None:
     with pytest.raises(hce.CompactEmbeddingsError, match="no dense table"):
         hce.materialize(words)
     assert type(words.get_input_embeddings()) is kind
+
+
+@for_each_method("project", "dense")
+def test_a_model_can_be_loaded_so(case: Case, tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", case)
+    compact.save_pretrained(tmp_path)
+    wanted = hce.materialize(type(compact).from_pretrained(tmp_path), "int8")
+    for load in (type(compact).from_pretrained, AutoModelForMaskedLM.from_pretrained):
+        model = load(tmp_path, compact_runtime="int8")
+        assert model.compact_embedding.decoded_bytes == wanted.compact_embedding.decoded_bytes > 0
+        assert torch.equal(every_row(model.compact_embedding), every_row(wanted.compact_embedding))
+        assert_same_state(model, wanted)
+    model, info = type(compact).from_pretrained(tmp_path, compact_runtime="float16", output_loading_info=True)
+    assert model.compact_embedding.decoded_bytes and not info["missing_keys"]
+    assert not hasattr(type(compact).from_pretrained(tmp_path, compact_runtime=None).compact_embedding, "decoded_bytes")
+    with pytest.raises(hce.CompactConfigError, match="`compact_runtime` is 'int4'"):
+        type(compact).from_pretrained(tmp_path, compact_runtime="int4")
+
+
+def test_the_shell_tells_what_decoded_rows_take(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    _, compact = compress_tiny("bert", TINY_CASES["scalar"][0])
+    write_checkpoint(compact, tmp_path / "compact")
+    sizes = []
+    for runtime in ([], ["--runtime", "int8"]):
+        assert main(["inspect", str(tmp_path / "compact"), "--json", *runtime]) == 0
+        sizes.append(last_json(capsys.readouterr().out)["memory_bytes"])
+    # A byte a value, and a scale a row.
+    assert sizes[1] - sizes[0] == 120 * (24 + 4)

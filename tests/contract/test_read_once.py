@@ -37,7 +37,7 @@ def test_another_state_is_seen(case: Case) -> None:
     assert isinstance(structure, TieredEmbedding) and len(structure.layout.tier_rows) > 1
     rows, other = structure(IDS), copy.deepcopy(structure)
     codes = [structure.tier_codes(tier) for tier in range(len(structure.layout.tier_rows))]
-    other.set_row_codes(structure.positions().tiers.flip(0), codes)
+    other.set_row_codes(structure.positions().of()[0].flip(0), codes)
     structure.load_state_dict(other.state_dict())
     assert torch.equal(as_compiled(structure, IDS), other(IDS))
     assert not torch.equal(other(IDS), rows)

@@ -11,6 +11,7 @@ import torch
 
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.evaluation import reading
+from hf_compact_embeddings.kernels.memory import resident_bytes
 from hf_compact_embeddings.modeling.errors import CompactConfigError
 
 from ..cases import Case, compress_tiny, for_all, for_each_method
@@ -21,6 +22,7 @@ FIGURES = {
     "method",
     "dense_bytes",
     "compact_bytes",
+    "memory_bytes",
     "ratio",
     "byte_reduction",
     "parameter_reduction",
@@ -47,6 +49,7 @@ def test_figures_equal_a_direct_computation(architecture: str, case: Case) -> No
     assert {compact.input_table_path: report.options} == compact.config.compact_embeddings
     assert report.dense_bytes == rows * width * 4
     assert report.compact_bytes == structure.nbytes
+    assert report.memory_bytes == resident_bytes(structure) > 0
     assert report.ratio == pytest.approx(report.dense_bytes / report.compact_bytes)
     assert report.byte_reduction == pytest.approx(100 - 100 * report.compact_bytes / report.dense_bytes)
     assert report.parameter_reduction == pytest.approx(100 - 100 * floats / table.numel())

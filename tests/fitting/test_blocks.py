@@ -115,7 +115,7 @@ def test_rows_that_weigh_more_have_more_blocks() -> None:
     options = {"source": {"counts": counts}, "frequency_power": 1.0, "axis_power": 1.0}
     one, many = fit(table, 16_000, tiers=1, **options), fit(table, 16_000, tiers=3, **options)
     assert error(table, many, counts + 1) < 0.7 * error(table, one, counts + 1)
-    blocks = torch.tensor(many.layout.tier_blocks)[many.positions().tiers]
+    blocks = torch.tensor(many.layout.tier_blocks)[many.positions().of()[0]]
     assert blocks[::10].float().mean() > blocks.float().mean() + 1
     assert list(many.layout.tier_blocks) == sorted(many.layout.tier_blocks, reverse=True)
 
@@ -163,7 +163,7 @@ def test_a_prediction_is_the_full_fit() -> None:
 
 def test_scores_follow_rows_through_tiers() -> None:
     structure = fit(spectrum_table(), 16_000, source={"counts": torch.arange(ROWS).float()}, tiers=4)
-    assert len(structure.layout.tier_rows) > 1 and len(structure.positions().tiers.unique()) > 1
+    assert len(structure.layout.tier_rows) > 1 and len(structure.positions().of()[0].unique()) > 1
     hidden = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(structure.project(hidden), hidden @ structure.dense().T, atol=1e-4, rtol=1e-4)
     shrunk = structure.resized(100)

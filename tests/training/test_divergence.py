@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.training import divergence as tiles
+from hf_compact_embeddings.kernels import score_tiles as tiles
+from hf_compact_embeddings.training.divergence import divergence
 from hf_compact_embeddings.training.losses import Target, need_whole_scores, run, target_of, total_loss
 
 from ..cases import Case, compress_tiny, first_cases, for_each_method
@@ -113,11 +114,11 @@ def test_scores_far_apart() -> None:
     whole = F.kl_div(scores[0].log_softmax(-1), scores[1].log_softmax(-1), reduction="batchmean", log_target=True)
     wanted = torch.autograd.grad(whole, [states[0], *layers[0].parameters()])
     student, teacher = (tiles.Predictor(state, layer) for state, layer in zip(states, layers, strict=True))
-    found = tiles.divergence(student, teacher)
+    found = divergence(student, teacher)
     torch.testing.assert_close(found, whole, rtol=1e-5, atol=1e-4)
     for one, other in zip(torch.autograd.grad(found, [states[0], *layers[0].parameters()]), wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    assert float(tiles.divergence(teacher, teacher).detach()) == pytest.approx(0.0, abs=1e-4)
+    assert float(divergence(teacher, teacher).detach()) == pytest.approx(0.0, abs=1e-4)
 
 
 @pytest.mark.parametrize("loss", ["logits", "labels"])

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.training import divergence
+from hf_compact_embeddings.kernels import score_tiles
 from hf_compact_embeddings.training.losses import run, target_of, total_loss
 
 from ..cases import Case, for_each_method
@@ -64,8 +64,8 @@ def test_a_step_of_calibration_keeps_no_scores_of_all_tokens(
     case: Case, loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither the student's nor the teacher's, nor their gradients, however many tokens are predicted."""
-    monkeypatch.setattr(divergence, "_SCORES_PER_TILE", 1 << 18)
-    monkeypatch.setattr(divergence, "_VALUES_PER_TILE", 1 << 18)
+    monkeypatch.setattr(score_tiles, "_SCORES_PER_TILE", 1 << 18)
+    monkeypatch.setattr(score_tiles, "_VALUES_PER_TILE", 1 << 18)
     shape = {
         "vocab_size": ROWS,
         "hidden_size": WIDTH,
