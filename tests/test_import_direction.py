@@ -31,7 +31,7 @@ FLOORS = (
     ("judging",),
     ("planning",),
     ("finetuning",),
-    ("training", "evaluation"),
+    ("training", "evaluation", "layers"),
     ("compression",),
     ("hub", "export", "scripts"),
     ("cli",),

@@ -5,7 +5,7 @@ Also what compact modules show as `weight`: an outline of the table without valu
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -120,10 +120,12 @@ class TableOutline(Tensor):
     What only fills it does nothing, as architectures do that start a table themselves (CLIP); a view is an outline too.
     """
 
-    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool) -> TableOutline:
-        """Be on the meta device, and take no memory."""
+    def __new__(
+        cls, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool, device: str | torch.device = "meta"
+    ) -> Self:
+        """Seem to be on a device, and take no memory."""
         return Tensor._make_wrapper_subclass(
-            cls, shape, dtype=dtype, device=torch.device("meta"), requires_grad=requires_grad
+            cls, shape, dtype=dtype, device=torch.device(device), requires_grad=requires_grad
         )
 
     @classmethod
