@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from . import effort as efforts
 from .checkpoints import load_dense
 from .effort import Effort
-from .evidence import Evidence, gather, read_texts
+from .evidence import Evidence, Texts, gather, read_texts
 from .evidence.origin import origin_of
 from .evidence.tables import HeadTable, Table, Tables, find_tables, share_of
 from .fitting import fit_structure, method_of
@@ -99,7 +99,8 @@ def compress(
     # 1. Check what is asked for, before anything slow: layers, effort, options, and whether there are texts.
     require_known(layers)
     if layers is not None and method is None and not options and isinstance(model, CompactModelMixin):
-        return _with_layers(model, layers, tokenizer, texts, verbose)
+        known = {"token_counts": token_counts, "texts": texts, "languages": languages, "seed": seed, "device": device}
+        return _with_layers(model, layers, tokenizer, effort, verbose, **known)
     config = None if method is None else _method_config(method, options, effort)
     efforts.require_sense(effort, minutes, tokenizer, options.get("init") if config is None else config.init)
     texts = None if texts is None else read_texts(texts)
@@ -129,9 +130,8 @@ def compress(
                 model, compact_class, {table: fit.structure for table, fit in zip(found, fits, strict=True)}
             )
         if layers is not None:
-            reads = layers == "int4" and effort != "fast"
             with stage("Fitting the layers"):
-                shrink_layers(compact, layers, tokenizer, evidence.readable_texts if reads else None)
+                shrink_layers(compact, layers, tokenizer, _texts_for(layers, evidence, effort))
         first = fits[0].config
         # Plans for several tables differ, so that what they were asked for is noted.
         asked = first if config is None and len(fits) == 1 else config
@@ -154,14 +154,27 @@ def compress(
 
 
 def _with_layers(
-    model: PreTrainedModel, layers: Layers, tokenizer: PreTrainedTokenizerBase | None, texts: Any, verbose: bool
+    model: CompactModelMixin,
+    layers: Layers,
+    tokenizer: PreTrainedTokenizerBase | None,
+    effort: Effort,
+    verbose: bool,
+    **known: Any,
 ) -> PreTrainedModel:
     """Return a copy of a compact model with small layers."""
-    texts = None if texts is None else read_texts(texts)
     with report(aloud=verbose, table=verbose):
-        compact = with_small_layers(model, layers, tokenizer=tokenizer, texts=texts)
-    compact.config.compact_source = {**(model.config.compact_source or {}), "layers": layers}
+        table = InputTable(model.compact_embedding, (model.input_table_path,), ())  # type: ignore[arg-type]
+        evidence = gather(model, table, tokenizer=tokenizer, **known)
+        with stage("Fitting the layers"):
+            compact = with_small_layers(model, layers, tokenizer=tokenizer, texts=_texts_for(layers, evidence, effort))
+    if model.config.compact_source is not None:
+        compact.config.compact_source = {**model.config.compact_source, "layers": layers}
     return compact
+
+
+def _texts_for(layers: Layers, evidence: Evidence, effort: Effort) -> Texts | None:
+    """Return the texts that tell what layers read, where that is of use."""
+    return evidence.readable_texts if layers == "int4" and effort != "fast" else None
 
 
 @dataclasses.dataclass(frozen=True)

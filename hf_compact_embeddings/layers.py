@@ -26,7 +26,7 @@ logger = logging.get_logger(__name__)
 Layers = Literal["int8", "int4", "float16", "bfloat16"]
 _KINDS = ("int8", "int4", "float16", "bfloat16")
 # What is read to see how the inputs of layers are spread: enough for the widest, and no more than seconds take.
-_TEXTS, _TEXTS_PER_BATCH, _MAX_LENGTH = 256, 16, 128
+_TEXTS, _TEXTS_PER_BATCH, _MAX_LENGTH = 128, 16, 128
 # What these spreads may take in memory at a time.
 _SPREAD_BYTES = 1 << 30
 

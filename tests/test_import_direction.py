@@ -33,7 +33,7 @@ FLOORS = (
     ("finetuning",),
     ("training", "evaluation", "layers"),
     ("compression",),
-    ("hub", "export", "scripts"),
+    ("hub", "export", "scripts", "quantization"),
     ("cli",),
     ("__init__",),
 )
