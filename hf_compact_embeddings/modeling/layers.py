@@ -51,6 +51,16 @@ class LayersLayout(CheckedFields):
     format_version: int = integer(1, 1, 1)
 
 
+class LayerOutline(TableOutline):
+    """The weight of a layer, without values."""
+
+    refusal = (
+        "The weight of a linear layer is stored as codes, which nothing can be computed with or added to ({}): looked "
+        "for code that calls the layer. An adapter stays beside it, or is merged into the model that "
+        "`hf_compact_embeddings.decompress()` gives."
+    )
+
+
 class CompactLinear(nn.Linear):
     """A linear layer that decodes its weight at each call. Its codes are never trained; scales and bias can be."""
 
@@ -117,7 +127,7 @@ class CompactLinear(nn.Linear):
     def weight(self) -> Tensor:  # type: ignore[override]
         """Shape, dtype and device of the weight, for code that asks; no values."""
         shape = (self.out_features, self.in_features)
-        return TableOutline(shape, self.scales.dtype, self.scales.requires_grad, self.device)
+        return LayerOutline(shape, self.scales.dtype, self.scales.requires_grad, self.device)
 
     def reset_parameters(self) -> None:
         """Do nothing: there is no random start of codes."""
