@@ -57,11 +57,11 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear | Conv1D]:
 
 
 def shrink_layers(
-    model: PreTrainedModel,
+    model: CompactModelMixin,
     layers: Layers,
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Iterable[Any] | None = None,
-) -> PreTrainedModel:
+) -> CompactModelMixin:
     """Give a compact model small layers, in place, and return it.
 
     Args:
@@ -85,11 +85,12 @@ def shrink_layers(
         codes=layers if is_coded else "none", floats=floats, paths=tuple(dict.fromkeys(map(without_numbers, found)))
     )
     model.config.compact_layers = layout.to_json()
+    model.store_tables()
     _round_floats(model)
     return model
 
 
-def with_small_layers(model: PreTrainedModel, layers: Layers, **options: Any) -> PreTrainedModel:
+def with_small_layers(model: CompactModelMixin, layers: Layers, **options: Any) -> CompactModelMixin:
     """Return a copy of a compact model with small layers."""
     return shrink_layers(copy.deepcopy(model), layers, **options)
 

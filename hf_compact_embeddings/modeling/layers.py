@@ -113,7 +113,9 @@ class CompactLinear(nn.Linear):
         return self.values().T.contiguous() if self.transposed else self.values()
 
     def check_values(self) -> None:
-        """Raise `CheckpointError` if a loaded value is none."""
+        """Raise `CheckpointError` if a loaded value is none, and take codes back that were loaded as floats."""
+        # What a model keeps in float32, as T5 does in half precision, it names by modules, with all that is in them.
+        self.codes = self.codes.to(torch.uint8)
         for name, parameter in self.named_parameters():
             if not bool(parameter.isfinite().all()):
                 raise CheckpointError(f"`{name}` of a linear layer holds NaN or infinity.")

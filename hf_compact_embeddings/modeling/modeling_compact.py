@@ -85,7 +85,7 @@ class CompactModelMixin(_NativeModel):
             for name, install in FURTHER_PARTS.items():
                 if getattr(config, name, None) is not None:
                     install(self, getattr(config, name))
-        self._store_tables()
+        self.store_tables()
         self.add_model_tags([CARD_TAG, *sorted({table.options.method for table in self.compact_tables.values()})])
         for structure in self.compact_tables.values():
             structure.attach(self)
@@ -116,7 +116,7 @@ class CompactModelMixin(_NativeModel):
             raise CheckpointError(f"{type(self).__name__} has no compact table.")
         return next((path for path, module in tables.items() if module in inside), next(iter(tables)))
 
-    def _store_tables(self) -> None:
+    def store_tables(self) -> None:
         """Write what the tables are into the configuration, and keep their codes out of data-parallel broadcasts."""
         tables = self.compact_tables
         self.config.compact_embeddings = {path: table.to_dict() for path, table in tables.items()}
@@ -224,7 +224,7 @@ class CompactModelMixin(_NativeModel):
         **kwargs: Any,
     ) -> None:
         """Save as any model does, with the tables in their storage dtypes, the code that reads them, and the card."""
-        self._store_tables()
+        self.store_tables()
         stored = dict(self.state_dict() if state_dict is None else state_dict)
         dtypes = self.stored_dtypes()
         rounded: dict[object, Tensor] = {}
@@ -271,7 +271,7 @@ class CompactModelMixin(_NativeModel):
                 std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
                 new_rows = torch.randn(size - old_embeddings.num_embeddings, old_embeddings.embedding_dim) * std
             old_embeddings.resized(size, new_rows).round_to_storage()
-            self._store_tables()
+            self.store_tables()
         return old_embeddings
 
     def _get_resized_lm_head(
