@@ -36,6 +36,7 @@ from .modeling.structure_scalar import ScalarConfig  # noqa: E402
 from .modeling.structure_subspace import SubspaceConfig  # noqa: E402
 from .modeling.tokenization_hash import CompactHashTokenizer  # noqa: E402
 from .planning import Plan, plan  # noqa: E402
+from .quantization import CompactEmbeddingsQuantization  # noqa: E402
 
 registration.register()
 
@@ -46,6 +47,7 @@ __all__ = [
     "CompactConfigError",
     "CompactEmbedding",
     "CompactEmbeddingsError",
+    "CompactEmbeddingsQuantization",
     "CompactHashTokenizer",
     "Evaluation",
     "ExportError",

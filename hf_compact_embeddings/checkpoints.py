@@ -73,6 +73,12 @@ def write_checkpoint(
     return target
 
 
+def folder_bytes(folder: str | Path) -> int:
+    """Return the bytes of all files in a folder but its card: weights, code, tokenizer, and what else there is."""
+    files = (path for path in Path(folder).rglob("*") if path.is_file() and path.name != "README.md")
+    return sum(path.stat().st_size for path in files)
+
+
 def _record_code(folder: Path) -> None:
     """Write the hashes of all code files in a checkpoint into its configuration: the tokenizer may have its own."""
     path = folder / "config.json"

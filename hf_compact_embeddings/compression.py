@@ -17,13 +17,15 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from . import effort as efforts
 from .checkpoints import load_dense
 from .effort import Effort
-from .evidence import Evidence, gather, read_texts
+from .evidence import Evidence, Texts, gather, read_texts
 from .evidence.origin import origin_of
 from .evidence.tables import HeadTable, Table, Tables, find_tables, share_of
 from .fitting import fit_structure, method_of
 from .fitting.methods import Need, make_config, private_row_bytes
+from .layers import Layers, require_known, shrink_layers, with_small_layers
 from .modeling.architectures import IN_HEAD, UNTIED_HEAD, InputTable, find_head
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
+from .modeling.layers import CompactLinear
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class
 from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding
@@ -44,6 +46,7 @@ def compress(
     method: str | StructureConfig | None = None,
     *,
     tables: Tables = "input",
+    layers: Layers | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     token_counts: Tensor | Literal["words", "tokenizer", "uniform"] | None = None,
     texts: Any = None,
@@ -66,6 +69,10 @@ def compress(
             alone; or "all" of these that the model has: "all" is "input" where the head is tied, or where there is
             none. Method, options and budget hold for each table; `max_bytes` holds for both together. Errors in a head
             weigh by how far they move its scores.
+        layers: how the linear layers are stored: "int8", with a scale for each row; "int4", with one for 32 values, so
+            that with a tokenizer errors make up for each other; all other floats as "float16" then. With "float16" or
+            "bfloat16" all floats are that. Without a method and a budget, `model` may be compact already: its layers
+            alone are made small.
         tokenizer: the model's tokenizer. With it, frequent tokens are fitted more closely, errors weigh by what they do
             to the model, and special tokens are kept exactly.
         token_counts: how often each token occurs (V,), or where that is to be taken from: "words", the frequencies of
@@ -89,7 +96,11 @@ def compress(
         options: fields of the method's configuration; where `plan()` chooses, the budget and what holds in any case.
     """
     began = time.perf_counter()
-    # 1. Check what is asked for, before anything slow: effort, options, and whether there are texts.
+    # 1. Check what is asked for, before anything slow: layers, effort, options, and whether there are texts.
+    require_known(layers)
+    if layers is not None and method is None and not options and isinstance(model, CompactModelMixin):
+        known = {"token_counts": token_counts, "texts": texts, "languages": languages, "seed": seed, "device": device}
+        return _with_layers(model, layers, tokenizer, effort, verbose, **known)
     config = None if method is None else _method_config(method, options, effort)
     efforts.require_sense(effort, minutes, tokenizer, options.get("init") if config is None else config.init)
     texts = None if texts is None else read_texts(texts)
@@ -118,6 +129,9 @@ def compress(
             compact = _assemble(
                 model, compact_class, {table: fit.structure for table, fit in zip(found, fits, strict=True)}
             )
+        if layers is not None:
+            with stage("Fitting the layers"):
+                shrink_layers(compact, layers, tokenizer, _texts_for(layers, evidence, effort))
         first = fits[0].config
         # Plans for several tables differ, so that what they were asked for is noted.
         asked = first if config is None and len(fits) == 1 else config
@@ -127,6 +141,7 @@ def compress(
             seed,
             asked_for=options if effort == "balanced" else options | {"effort": effort},
             tables=tables,
+            layers=layers,
             tokenizer=tokenizer is not None,
             texts=texts is not None,
             token_counts=token_counts if isinstance(token_counts, str) else token_counts is not None,
@@ -136,6 +151,30 @@ def compress(
         if effort == "best":
             compact = _calibrated(compact, evidence, minutes, began)
     return compact
+
+
+def _with_layers(
+    model: CompactModelMixin,
+    layers: Layers,
+    tokenizer: PreTrainedTokenizerBase | None,
+    effort: Effort,
+    verbose: bool,
+    **known: Any,
+) -> PreTrainedModel:
+    """Return a copy of a compact model with small layers."""
+    with report(aloud=verbose, table=verbose):
+        table = InputTable(model.compact_embedding, (model.input_table_path,), ())  # type: ignore[arg-type]
+        evidence = gather(model, table, tokenizer=tokenizer, **known)
+        with stage("Fitting the layers"):
+            compact = with_small_layers(model, layers, tokenizer=tokenizer, texts=_texts_for(layers, evidence, effort))
+    if model.config.compact_source is not None:
+        compact.config.compact_source = {**model.config.compact_source, "layers": layers}
+    return compact
+
+
+def _texts_for(layers: Layers, evidence: Evidence, effort: Effort) -> Texts | None:
+    """Return the texts that tell what layers read, where that is of use."""
+    return evidence.readable_texts if layers == "int4" and effort != "fast" else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,6 +357,10 @@ def decompress(compact: PreTrainedModel) -> PreTrainedModel:
         home = above if isinstance(compact.get_submodule(above), CompactHead) else path
         with torch.no_grad():
             state[f"{home}.weight"] = structure.dense()
+    for path, part in compact.compact_parts.items():
+        if isinstance(part, CompactLinear):
+            del state[f"{path}.codes"], state[f"{path}.scales"]
+            state[f"{path}.weight"] = part.native_weight().detach().clone()
     return _load(native, native_config(compact), state, compact)
 
 

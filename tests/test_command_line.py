@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -49,6 +50,8 @@ def test_what_nobody_foresaw_ends_in_one_line(
         (["--ratio", "3", "--head", "AutoModelForSpeechSeq2Seq"], "Unrecognized configuration class"),
         (["--ratio", "3", "--texts", "missing.txt"], "`texts` 'missing.txt' is no file"),
         (["--ratio", "3", "--token-counts", "missing.json"], "missing.json"),
+        (["--ratio", "3", "--layers", "int3"], "`layers` is 'int3', but known are 'int8', 'int4'"),
+        (["--layers", "int8"], "is a 'bert' checkpoint, which is not compact"),
     ],
 )
 def test_compress_says_what_is_wrong(
@@ -64,3 +67,24 @@ def test_compress_says_what_is_wrong(
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1 and said.startswith("hf-compact compress: ")
     assert not (tmp_path / "compact").exists()
+
+
+def test_layers_at_once_and_afterwards(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny_model("bert").save_pretrained(tmp_path / "dense")
+    names = {name: str(tmp_path / name) for name in ("dense", "table", "once", "later")}
+    method = ["--method", "scalar"]
+    assert main(["compress", names["dense"], *method, "--output", names["table"]]) == 0
+    assert main(["compress", names["dense"], *method, "--layers", "int8", "--output", names["once"]]) == 0
+    capsys.readouterr()
+    assert main(["compress", names["table"], "--layers", "int8", "--output", names["later"], "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    files = [file for file in (tmp_path / "later").iterdir() if file.name != "README.md"]
+    assert said["folder_bytes"] == sum(file.stat().st_size for file in files)
+    assert (said["layers"]["codes"], said["layers"]["count"]) == ("int8", 12)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("once", "later", "table")]
+    assert weights[0] == weights[1] and len(weights[0]) < len(weights[2])
+    assert main(["inspect", names["later"]]) == 0
+    text = capsys.readouterr().out
+    assert "12 as int8: " in text and f"whole folder            {said['folder_bytes']:,} bytes" in text
+    assert main(["compress", names["later"], "--layers", "int4", "--output", str(tmp_path / "again")]) == 2
+    assert "has small layers already" in capsys.readouterr().err

@@ -31,9 +31,9 @@ FLOORS = (
     ("judging",),
     ("planning",),
     ("finetuning",),
-    ("training", "evaluation"),
+    ("training", "evaluation", "layers"),
     ("compression",),
-    ("hub", "export", "scripts"),
+    ("hub", "export", "scripts", "quantization"),
     ("cli",),
     ("__init__",),
 )

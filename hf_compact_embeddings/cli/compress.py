@@ -5,12 +5,20 @@ from __future__ import annotations
 import argparse
 
 from .. import progress
-from ..checkpoints import load_dense, load_tokenizer, require_free_folder, write_checkpoint
+from ..checkpoints import (
+    folder_bytes,
+    load_compact,
+    load_dense,
+    load_tokenizer,
+    require_free_folder,
+    write_checkpoint,
+)
 from ..compression import compress
 from ..effort import DEFAULT_MINUTES
 from ..evaluation.report import inspect
 from ..fitting.methods import make_config
 from ..hub import write_card
+from ..layers import require_known
 from ..modeling.errors import CompactConfigError
 from ..settings import parse_setting
 from .arguments import (
@@ -31,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="name of a method (see `hf-compact methods`); or give a budget:")
     add_budget_arguments(parser, required=False)
     add_tables_argument(parser)
+    parser.add_argument(
+        "--layers",
+        metavar="TYPE",
+        help="store the linear layers small, too: int8, int4, float16 or bfloat16; alone, of a model that is compact",
+    )
     parser.add_argument(
         "--set",
         dest="options",
@@ -66,7 +79,9 @@ def _run(options: argparse.Namespace) -> Outcome:
     require_free_folder(options.output)
     settings = dict(parse_setting(setting, "--set") for setting in options.options)
     budget = budget_options(options)
-    if (options.method is None) == (not budget):
+    require_known(options.layers)
+    only_layers = options.layers is not None and options.method is None and not budget
+    if (options.method is None) == (not budget) and not only_layers:
         raise CompactConfigError("Give either `--method`, with its options, or one of the budgets.")
     if options.method is not None:
         # Raises here, before anything slow, if there is no such method or option.
@@ -74,11 +89,13 @@ def _run(options: argparse.Namespace) -> Outcome:
     evidence = token_options(options)
     head = None if options.head is None else auto_class(options.head)
     with progress.stage("Loading the model"):
-        dense, tokenizer = load_dense(options.model, head), load_tokenizer(options.model)
+        model = load_compact(options.model) if only_layers else load_dense(options.model, head)
+        tokenizer = load_tokenizer(options.model)
     compact = compress(
-        dense,
+        model,
         options.method,
         tables=options.tables,
+        layers=options.layers,
         tokenizer=tokenizer,
         seed=options.seed,
         device=options.device,
@@ -89,8 +106,12 @@ def _run(options: argparse.Namespace) -> Outcome:
         **budget,
     )
     with progress.stage("Inspecting and saving"):
-        report = inspect(compact, against=dense)
+        report = inspect(compact, against=None if only_layers else model)
         written = write_checkpoint(
             compact, options.output, tokenizer, options.model, lambda folder: write_card(folder, compact, report)
         )
-    return Outcome(report.to_dict() | {"output": str(written)}, f"{report}\n{'written to':<24}{written}")
+    size = folder_bytes(written)
+    return Outcome(
+        report.to_dict() | {"output": str(written), "folder_bytes": size},
+        f"{report}\n{'whole folder':<24}{size:,} bytes\n{'written to':<24}{written}",
+    )

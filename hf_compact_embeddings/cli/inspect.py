@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..checkpoints import changed_code, load_compact, load_dense, load_tokenizer
+from ..checkpoints import changed_code, folder_bytes, load_compact, load_dense, load_tokenizer
 from ..evaluation.page import report_page
 from ..evaluation.report import inspect
 from .arguments import add_language_argument, add_runtime_argument
@@ -30,6 +30,9 @@ def run(options: argparse.Namespace) -> Outcome:
     report = inspect(compact, against=dense, tokenizer=tokenizer, languages=options.languages)
     if options.html is not None:
         Path(options.html).write_text(report_page(report, Path(options.model).name), encoding="utf-8")
-    changed = changed_code(options.model)
+    changed, more = changed_code(options.model), {}
+    if Path(options.model).is_dir():
+        more = {"folder_bytes": folder_bytes(options.model)}
+    size = "".join(f"\n{'whole folder':<24}{count:,} bytes" for count in more.values())
     verdict = f"CHANGED since saving: {', '.join(changed)}" if changed else "as saved"
-    return Outcome(report.to_dict() | {"changed_code": changed}, f"{report}\n{'code files':<24}{verdict}")
+    return Outcome(report.to_dict() | {"changed_code": changed, **more}, f"{report}{size}\n{'code files':<24}{verdict}")

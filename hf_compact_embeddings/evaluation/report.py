@@ -17,6 +17,7 @@ from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.structure import CompactEmbedding
 from ..transformers_internals import ignored_on_save
 from .bands import Band
+from .layers import LayersReport, compact_layers, dense_layer_bytes, inspect_layers
 from .neighbours import Neighbours
 from .reading import Collisions, Fidelity, RowReader, read_rows
 from .words import Words
@@ -103,6 +104,8 @@ class Report:
         mean_cosine: mean over the rows of the cosine between ê and e.
         shannon_bound: the relative MSE that a Gaussian source of the same covariance allows at this rate.
         gap_db: relative_mse over shannon_bound, in decibels. A clustered table can go below zero.
+        dense_model_bytes: of all tensors of the model with dense tables and layers.
+        layers: how the linear layers are stored, where that is not as they were.
         tables: each compact table: the input table, and that of a head that is not tied.
         bands: where the error of the input table lies, by how often tokens occur; without a tokenizer nothing tells.
         neighbours: some words, frequent and rare, with the tokens that lie nearest before and after.
@@ -131,6 +134,8 @@ class Report:
     mean_cosine: float | None = None
     shannon_bound: float | None = None
     gap_db: float | None = None
+    dense_model_bytes: int = 0
+    layers: LayersReport | None = None
     tables: list[TableReport] = dataclasses.field(default_factory=list)
     bands: list[Band] = dataclasses.field(default_factory=list)
     neighbours: list[Neighbours] = dataclasses.field(default_factory=list)
@@ -169,6 +174,8 @@ class Report:
         else:
             yield "rows kept exactly", f"{self.private_rows:,}"
             yield "rows that collide", f"{self.collisions:,}"
+        if self.layers is not None:
+            yield "layers", str(self.layers)
         yield "whole model, saved", f"{self.model_bytes:,} bytes"
         yield "code beside it", f"{self.code_bytes:,} bytes in {self.code_files} files"
         for name, size in self.other_tables.items():
@@ -222,7 +229,9 @@ def inspect(
         byte_reduction=100 * (1 - stored / dense),
         parameter_reduction=100 * (1 - sum(table.floats for table in tables) / weights),
         bits_per_weight=8 * stored / weights,
-        model_bytes=_saved_bytes(compact),
+        model_bytes=saved_bytes(compact),
+        dense_model_bytes=dense + _other_bytes(compact),
+        layers=inspect_layers(compact, against),
         code_files=len(code),
         code_bytes=sum(map(len, code.values())),
         evidence=source.get("evidence"),
@@ -305,12 +314,29 @@ def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
     }
 
 
-def _saved_bytes(compact: CompactModelMixin) -> int:
+def saved_bytes(compact: CompactModelMixin) -> int:
     """Return the bytes of all tensors of a saved model, each tied tensor once."""
-    structures = compact.compact_tables.values()
-    inside = {id(tensor) for structure in structures for tensor in (*structure.parameters(), *structure.buffers())}
-    ignored = ignored_on_save(compact)
-    state = {id(value): value for key, value in compact.state_dict(keep_vars=True).items() if key not in ignored}
-    others = (tensor for key, tensor in state.items() if key not in inside)
-    stored = sum(structure.nbytes for structure in structures)
-    return stored + sum(tensor.numel() * tensor.element_size() for tensor in others)
+    dtypes = compact.stored_dtypes()
+    return sum(
+        tensor.numel() * dtypes.get(name, tensor.dtype).itemsize for name, tensor in _saved_tensors(compact).items()
+    )
+
+
+def _other_bytes(compact: CompactModelMixin) -> int:
+    """Return the bytes that all but the tables would take in the model's own type, each tied tensor once."""
+    tables = tuple(f"{path}." for path in compact.compact_tables)
+    layers = compact_layers(compact)
+    inside = (*tables, *(f"{path}.{name}" for path in layers for name in ("codes", "scales")))
+    others = (tensor for name, tensor in _saved_tensors(compact).items() if not name.startswith(inside))
+    return sum(map(dense_layer_bytes, layers.values())) + sum(other.numel() * other.element_size() for other in others)
+
+
+def _saved_tensors(compact: CompactModelMixin) -> dict[str, Tensor]:
+    """Return the tensors that are saved, each once."""
+    ignored, seen = ignored_on_save(compact), set()
+    found = {}
+    for name, tensor in compact.state_dict(keep_vars=True).items():
+        if name not in ignored and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found

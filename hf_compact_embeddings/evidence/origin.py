@@ -32,8 +32,8 @@ def origin_of(
         config: as it was asked for, or as it was planned; None where plans for several tables differ.
         seed: of the fit.
         asked_for: options, the budget among them, and effort; kept where there is no `config`.
-        given: which tables; which of tokenizer, texts and token_counts there were; counts may be a word that says
-            where from. The languages that were asked for, and what the fit was told, in words.
+        given: which tables; how layers are stored; which of tokenizer, texts and token_counts there were; counts may be
+            a word that says where from. The languages that were asked for, and what the fit was told, in words.
     """
     base_model, revision = hub_origin(model)
     named = model.config.architectures or [type(model).__name__]
@@ -71,6 +71,7 @@ def command_of(source: dict[str, Any], base_model: str, output: str) -> str:
         return _call_of(source, base_model)
     words = ["hf-compact", "compress", base_model, *(["--method", source["method"]] if source["method"] else [])]
     words += ["--tables", source["tables"]] if _more_than_input(source) else []
+    words += ["--layers", source["layers"]] if source.get("layers") else []
     words += ["--head", source["head"]] if source["head"] else []
     for name, value in source["options"].items():
         text = value if isinstance(value, str) else json.dumps(value)
@@ -87,6 +88,7 @@ def command_of(source: dict[str, Any], base_model: str, output: str) -> str:
 def _call_of(source: dict[str, Any], base_model: str) -> str:
     words = [repr(base_model), *([repr(source["method"])] if source["method"] else [])]
     words += [f"tables={source['tables']!r}"] if _more_than_input(source) else []
+    words += [f"layers={source['layers']!r}"] if source.get("layers") else []
     words += [f"{name}={value!r}" for name, value in source["options"].items()]
     words += [f"auto_class=transformers.{source['head']}"] if source["head"] else []
     words += [f"seed={source['seed']}"] if source["seed"] else []

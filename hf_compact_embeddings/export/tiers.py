@@ -28,15 +28,15 @@ class Positions(nn.Module):
         if self.count == 1:
             self.register_buffer("tiers", None)
             return
-        known = structure.positions()
-        rows = torch.arange(len(known.tiers))
+        tiers, slots = structure.positions().of()
+        rows = torch.arange(len(tiers))
         blocks = rows >> _BLOCK_BITS
         # Of each block and tier, how many rows of the tier lie before it.
         counts = torch.zeros(int(blocks[-1]) + 1, self.count, dtype=torch.int64)
-        counts.index_put_((blocks, known.tiers), torch.ones_like(rows), accumulate=True)
+        counts.index_put_((blocks, tiers), torch.ones_like(rows), accumulate=True)
         firsts = counts.cumsum(0) - counts
-        self.register_buffer("tiers", known.tiers.to(torch.uint8))
-        self.register_buffer("places", (known.slots - firsts[blocks, known.tiers]).to(torch.uint8))
+        self.register_buffer("tiers", tiers.to(torch.uint8))
+        self.register_buffer("places", (slots - firsts[blocks, tiers]).to(torch.uint8))
         self.register_buffer("firsts", firsts.int().flatten())
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import yaml_dump
 from transformers import PreTrainedModel
 
+from ..checkpoints import folder_bytes
 from ..evaluation.report import Report, inspect, reported_tables
 from ..evidence.origin import command_of
 from ..modeling.code_files import code_record
@@ -25,7 +26,7 @@ from ..modeling.transformers_internals import native_class
 from ..transformers_internals import primary_auto_class
 from ..version import __version__
 from .messages import only_warned
-from .tables import facts_of_tables, in_bytes, methods_of
+from .tables import facts_of_tables, in_bytes, layers_in_words, layers_name, methods_of
 
 # Stands where the repository's name will be, in a card that is written before it is known.
 ANY_REPOSITORY = "<user>/<repo>"
@@ -101,6 +102,7 @@ def write_card(
         base_model=base_model,
         results=results,
         sentences=(folder / "modules.json").is_file(),
+        folder_size=folder_bytes(folder),
         token=token,
     )
     path.write_text(str(card), encoding="utf-8")
@@ -118,6 +120,7 @@ def make_card(
     results: Sequence[TaskResult] = (),
     sentences: bool = False,
     code_files: Iterable[Path] | None = None,
+    folder_size: int | None = None,
     token: str | bool | None = None,
 ) -> ModelCard:
     """Return the card of a compact model.
@@ -130,6 +133,7 @@ def make_card(
         results: of tasks, before and after.
         sentences: whether the checkpoint holds sentence-transformers files.
         code_files: the checkpoint's code files; by default those that a model alone needs.
+        folder_size: bytes of the whole folder, where there is one.
         token: to read the original's card with.
     """
     if not isinstance(compact, CompactModelMixin):
@@ -159,6 +163,7 @@ def make_card(
         results=[result.row() for result in results],
         sentences=sentences,
         code=_code(code),
+        folder_size=None if folder_size is None else in_bytes(folder_size),
         **_facts(compact, report, base_model, source),
     )
 
@@ -235,7 +240,8 @@ def _tags(report: Report, inherited: dict[str, Any], sentences: bool) -> list[st
 
 def _title(compact: PreTrainedModel, report: Report, base_model: str | None) -> str:
     base = base_model or native_class(type(compact)).__name__
-    return f"{base.rpartition('/')[2]}-{'-'.join(methods_of(report))}-{report.ratio:.0f}x"
+    layers = "" if report.layers is None else f"-{layers_name(report.layers)}"
+    return f"{base.rpartition('/')[2]}-{'-'.join(methods_of(report))}-{report.ratio:.0f}x{layers}"
 
 
 def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, source: dict[str, Any]) -> dict[str, Any]:
@@ -258,7 +264,7 @@ def _facts(compact: PreTrainedModel, report: Report, base_model: str | None, sou
         "placeholders": _placeholders(source, base_model),
         "evidence": source.get("evidence"),
         "calibration": _calibration(source.get("calibration")),
-        "other_weights": _other_weights(source.get("calibration")),
+        "other_weights": f"{_other_weights(source.get('calibration'))}{layers_in_words(report.layers)}",
         "versions": f"hf_compact_embeddings {__version__}, transformers {transformers.__version__}, "
         f"torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}",
     }

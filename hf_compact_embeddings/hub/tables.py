@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..evaluation.layers import LayersReport
 from ..evaluation.report import Report, TableReport
 
 _NAMES = {"input": "embedding table", "head": "output head"}
@@ -17,19 +18,38 @@ def methods_of(report: Report) -> list[str]:
 def facts_of_tables(report: Report) -> dict[str, Any]:
     """Return what the card's template needs to know of the tables."""
     tables = report.tables
-    whole = report.model_bytes - report.compact_bytes + report.dense_bytes
+    layers = report.layers
     return {
         "what": " and ".join(_NAMES[table.table] for table in tables).replace("embedding", "token-embedding"),
         "together": size_row("", report.dense_bytes, report.compact_bytes),
         "sizes": [
             *(size_row(_NAMES[table.table], table.dense_bytes, table.compact_bytes) for table in tables),
-            size_row("whole model", whole, report.model_bytes),
+            *([size_row("linear layers", layers.dense_bytes, layers.compact_bytes)] if layers and layers.count else []),
+            size_row("whole model", report.dense_model_bytes, report.model_bytes),
         ],
         "private_rows": f"{sum(table.private_rows for table in tables):,}",
         "shape": _shape(tables),
         "fidelity": [line for table in tables for line in _fidelity(table, len(tables) > 1)],
         "collisions": ", ".join(_collisions(table, len(tables) > 1) for table in tables if table.collisions),
     }
+
+
+def layers_name(layers: LayersReport) -> str:
+    """Return the type that linear layers are stored as."""
+    return layers.codes if layers.count else layers.floats
+
+
+def layers_in_words(layers: LayersReport | None) -> str:
+    """Say how all but the tables is stored, where that is not as it was."""
+    if layers is None:
+        return ""
+    if not layers.count:
+        return f" They are stored as {layers.floats}."
+    scales = "row" if layers.codes == "int8" else "32 of them"
+    return (
+        f" The weights of {layers.count} linear layers are {layers.codes} codes, with a scale for each {scales}, which "
+        f"are decoded when the model runs and are not trained any more; all other floats are stored as {layers.floats}."
+    )
 
 
 def size_row(name: str, dense: int, compact: int) -> dict[str, str]:

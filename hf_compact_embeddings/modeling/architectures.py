@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -28,6 +29,8 @@ UNTIED_HEAD = "compact_untied_head"
 _STORED = ("method", "format_version", "options", "layout")
 # What a checkpoint says of its tables: the options and, once there are values, the layout of each, by path.
 StoredTables = dict[str, tuple[StructureConfig, StructureLayout | None]]
+# What few checkpoints have beside tables: by the name in the configuration, what puts it into a model without values.
+FURTHER_PARTS: dict[str, Callable[[PreTrainedModel, Any], None]] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +160,7 @@ def _install_heads(model: PreTrainedModel, tables: StoredTables) -> None:
     """Give the output layer a table of its own, which unties it; models without that layer leave the table out."""
     path, untied = find_head(model), getattr(model.config, UNTIED_HEAD, False)
     for home, stored in tables.items():
-        if path is not None and (home == HEAD_TABLE or _is_same_place(path + IN_HEAD, home)):
+        if path is not None and (home == HEAD_TABLE or is_same_place(path + IN_HEAD, home)):
             native: Any = model.get_submodule(path)
             model.set_submodule(path, CompactHead(_build(stored, native, home), native))
             untied = True
@@ -193,7 +196,7 @@ def _install_further_tables(model: PreTrainedModel, tables: StoredTables) -> Non
     embeddings = {path: module for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     for home, stored in tables.items():
         for path, module in embeddings.items():
-            if _is_same_place(path, home):
+            if is_same_place(path, home):
                 model.set_submodule(path, _build(stored, module, home))
 
 
@@ -228,7 +231,7 @@ def _stored_path_of(path: str, tables: StoredTables) -> str:
     return found
 
 
-def _is_same_place(one: str, other: str) -> bool:
+def is_same_place(one: str, other: str) -> bool:
     """Tell whether two paths are the same, but for what a model with a head puts before those of its base."""
     return _shared_end(one, other) == min(one.count("."), other.count(".")) + 1
 

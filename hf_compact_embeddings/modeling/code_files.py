@@ -15,18 +15,19 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# How the files in this folder import each other, and how `modeling_compact` imports the methods.
+# How the files in this folder import each other, and how `modeling_compact` imports what few checkpoints need: methods
+# and compact layers, of which it uses nothing by name.
 _IMPORT = re.compile(r"^\s*from \.(\w+) import ", re.MULTILINE)
-_METHOD_IMPORT = re.compile(r"^from \.structure_(\w+) import .*\n", re.MULTILINE)
+_OPTIONAL_IMPORT = re.compile(r"^from \.(?:structure_)?(\w+) import \w+  # noqa: F401\n", re.MULTILINE)
 
 
-def shipped_files(module_file: str | Path, methods: Iterable[str] = ()) -> dict[str, bytes]:
-    """Return the files that a checkpoint with these methods needs, by name.
+def shipped_files(module_file: str | Path, parts: Iterable[str] = ()) -> dict[str, bytes]:
+    """Return the files that a checkpoint with these methods, or "layers", needs, by name.
 
-    They are the module file, without the import lines of other methods, and all that it imports from its folder; each
+    They are the module file, without the import lines of other parts, and all that it imports from its folder; each
     without the docstrings of functions and classes.
     """
-    needed = set(methods)
+    needed = set(parts)
     start = Path(module_file)
     found: dict[str, bytes] = {}
     waiting = [start]
@@ -36,7 +37,7 @@ def shipped_files(module_file: str | Path, methods: Iterable[str] = ()) -> dict[
             continue
         text = file.read_text(encoding="utf-8")
         if file == start:
-            text = _METHOD_IMPORT.sub(lambda line: line[0] if line[1] in needed else "", text)
+            text = _OPTIONAL_IMPORT.sub(lambda line: line[0] if line[1] in needed else "", text)
         found[file.name] = without_docstrings(text.encode())
         waiting += [file.with_name(f"{name}.py") for name in _IMPORT.findall(text)]
     return dict(sorted(found.items()))

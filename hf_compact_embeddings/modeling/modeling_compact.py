@@ -17,10 +17,11 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from .architectures import INPUT_TABLE, install_structures, read_stored_tables
+from .architectures import FURTHER_PARTS, INPUT_TABLE, install_structures, read_stored_tables
 from .code_files import code_record, shipped_files, warn_of_changed_code, write_files
 from .errors import CheckpointError, SizesDifferError
-from .options import StructureConfig
+from .layers import CompactLinear  # noqa: F401
+from .options import STORAGE_DTYPES, StructureConfig
 from .structure import CompactEmbedding
 from .structure_blocks import BlocksEmbedding  # noqa: F401
 from .structure_factorized import FactorizedEmbedding  # noqa: F401
@@ -75,11 +76,16 @@ class CompactModelMixin(_NativeModel):
             config = copy.deepcopy(config)
             tables = {path: (options, None) for path, (options, _) in tables.items()}
             config.compact_embeddings = {path: options.to_dict() for path, (options, _) in tables.items()}
+            # What is trained from scratch has floats in its layers.
+            config.compact_layers = None
         _register_inner_class(config)
         with torch.device("meta"), meta_device_safe_creation_ops():
             super().__init__(config, *args, **kwargs)
             install_structures(self, tables)
-        self._store_tables()
+            for name, install in FURTHER_PARTS.items():
+                if getattr(config, name, None) is not None:
+                    install(self, getattr(config, name))
+        self.store_tables()
         self.add_model_tags([CARD_TAG, *sorted({table.options.method for table in self.compact_tables.values()})])
         for structure in self.compact_tables.values():
             structure.attach(self)
@@ -90,6 +96,12 @@ class CompactModelMixin(_NativeModel):
     def compact_tables(self) -> dict[str, CompactEmbedding]:
         """The structures by the paths of their modules, also where a library has wrapped them."""
         return {path: module for path, module in self.named_modules() if isinstance(module, CompactEmbedding)}
+
+    @property
+    def compact_parts(self) -> dict[str, Any]:
+        """The structures, and the linear layers that have codes, by the paths of their modules."""
+        layers = {path: module for path, module in self.named_modules() if hasattr(module, "is_compact_layer")}
+        return {**self.compact_tables, **layers}
 
     @property
     def compact_embedding(self) -> CompactEmbedding:
@@ -104,13 +116,13 @@ class CompactModelMixin(_NativeModel):
             raise CheckpointError(f"{type(self).__name__} has no compact table.")
         return next((path for path, module in tables.items() if module in inside), next(iter(tables)))
 
-    def _store_tables(self) -> None:
+    def store_tables(self) -> None:
         """Write what the tables are into the configuration, and keep their codes out of data-parallel broadcasts."""
         tables = self.compact_tables
         self.config.compact_embeddings = {path: table.to_dict() for path, table in tables.items()}
         # Equal on all processes and never trained: broadcasting them at each step would only cost time.
         self._ddp_params_and_buffers_to_ignore = [
-            f"{path}.{name}" for path, table in tables.items() for name, _ in table.named_buffers()
+            f"{path}.{name}" for path, part in self.compact_parts.items() for name, _ in part.named_buffers()
         ]
 
     def initialize_weights(self) -> None:
@@ -143,8 +155,8 @@ class CompactModelMixin(_NativeModel):
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         warn_of_changed_code(model.config.compact_code, source)
         model._compact_card = None if source is None else model._card_of(source, kwargs)
-        for path, structure in model.compact_tables.items():
-            model._refuse_damaged_table(path, structure, info)
+        for path, part in model.compact_parts.items():
+            model._refuse_damaged(path, part, info)
         if info["mismatched_keys"] and not ignore_mismatched:
             wrong = ", ".join(
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
@@ -153,7 +165,7 @@ class CompactModelMixin(_NativeModel):
         # Native annotations leave the pair out too.
         return (model, info) if output_loading_info else model  # type: ignore[return-value]
 
-    def _refuse_damaged_table(self, path: str, structure: CompactEmbedding, info: dict[str, Any]) -> None:
+    def _refuse_damaged(self, path: str, part: Any, info: dict[str, Any]) -> None:
         inside = path + "."
         missing = sorted(key for key in info["missing_keys"] if key.startswith(inside))
         if missing:
@@ -173,8 +185,8 @@ class CompactModelMixin(_NativeModel):
                     f"`{key}` is {tuple(given)} in the checkpoint, but `compact_embeddings` in its configuration "
                     f"says {tuple(wanted)}: {self.config.compact_embeddings}."
                 )
-        if structure.device.type != "meta":
-            structure.check_values()
+        if part.device.type != "meta":
+            part.check_values()
 
     def _card_of(self, source: object, options: dict[str, Any]) -> str | None:
         """Return the compact card of a checkpoint, as it was before Trainer wrote its own; None if none is in reach."""
@@ -212,16 +224,29 @@ class CompactModelMixin(_NativeModel):
         **kwargs: Any,
     ) -> None:
         """Save as any model does, with the tables in their storage dtypes, the code that reads them, and the card."""
-        self._store_tables()
-        tables = {f"{path}.": table for path, table in self.compact_tables.items()}
+        self.store_tables()
         stored = dict(self.state_dict() if state_dict is None else state_dict)
-        for prefix, table in tables.items():
-            for key in [key for key in stored if key.startswith(prefix)]:
-                stored[key] = stored[key].to(table.stored_dtype(key.removeprefix(prefix)))
+        dtypes = self.stored_dtypes()
+        rounded: dict[object, Tensor] = {}
+        for key, tensor in stored.items():
+            if key in dtypes:
+                # What is tied stays one tensor; what has no memory here, as where it is offloaded, is told by its name.
+                place = (tensor.data_ptr(), *tensor.shape) if tensor.device.type != "meta" else key
+                stored[key] = rounded.setdefault(place, tensor.to(dtypes[key]))
         # The configuration writes the code.
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=stored, **kwargs)
         if self._compact_card is not None and is_main_process:
             (Path(save_directory) / KEPT_CARD).write_text(self._compact_card, encoding="utf-8")
+
+    def stored_dtypes(self) -> dict[str, torch.dtype]:
+        """Return the dtypes that tensors of the state dict have in a saved file, where it says which; by name."""
+        layers, found = self.config.compact_layers, {}
+        if layers is not None:
+            floats = STORAGE_DTYPES[layers["floats"]]
+            found = {key: floats for key, value in self.state_dict().items() if value.is_floating_point()}
+        for path, table in self.compact_tables.items():
+            found |= {f"{path}.{name}": table.stored_dtype(name) for name in table.state_dict()}
+        return found
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table; a no-op for the table itself, so that tied modules stay where they are."""
@@ -246,7 +271,7 @@ class CompactModelMixin(_NativeModel):
                 std = getattr(self.config.get_text_config(), "initializer_range", None) or 0.02
                 new_rows = torch.randn(size - old_embeddings.num_embeddings, old_embeddings.embedding_dim) * std
             old_embeddings.resized(size, new_rows).round_to_storage()
-            self._store_tables()
+            self.store_tables()
         return old_embeddings
 
     def _get_resized_lm_head(
@@ -289,7 +314,7 @@ class CompactConfigMixin(_NativeConfig):
     def code_that_reads_it(self) -> dict[str, bytes]:
         """Return the code files that a checkpoint with these tables carries, by name."""
         methods = {options.method for options, _ in read_stored_tables(self.compact_embeddings).values()}
-        return shipped_files(__file__, methods)
+        return shipped_files(__file__, methods if self.compact_layers is None else methods | {"layers"})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as any configuration does, with the code that reads the tables beside it."""
@@ -321,8 +346,11 @@ def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
                 "compact_embeddings": dict | None,
                 "compact_code": dict | None,
                 "compact_source": dict | None,
+                "compact_layers": dict | None,
             },
             "compact_embeddings": None,
+            # What codes linear layers have, and as what all else is stored.
+            "compact_layers": None,
             # The hashes of the code files in the checkpoint, and what the table was made from.
             "compact_code": None,
             "compact_source": None,

@@ -89,7 +89,7 @@ def _integer_fault(value: Any, least: int, most: int) -> str | None:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Checked:
+class CheckedFields:
     """A dataclass whose fields say what they may be."""
 
     def __post_init__(self) -> None:
@@ -126,7 +126,7 @@ class _Checked:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StructureConfig(_Checked):
+class StructureConfig(CheckedFields):
     """What a person asks of a method; each method adds options of its own.
 
     A budget counts all stored bytes, rows kept exactly included; at most one of the three can be given.
@@ -179,7 +179,7 @@ class StructureConfig(_Checked):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StructureLayout(_Checked):
+class StructureLayout(CheckedFields):
     """What a fit found, and all sizes that follow from it; each method adds its own.
 
     Attributes:

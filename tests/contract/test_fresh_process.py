@@ -107,6 +107,13 @@ def auto_class_of(native: str) -> str:
 
 # What the other process saves and loads once more.
 SAVED_AGAIN = ("bert", "llama", "t5", "gemma3_text", "bert-classifier", "bert-new-head", "llama-classifier")
+# With small layers: the architecture, and what they are.
+LAYERS = {
+    f"{architecture}-{layers}": (architecture, layers)
+    for architecture in ("bert", "llama", "t5", "gpt2")
+    for layers in ("int8", "int4", "float16")
+}
+SAVED_AGAIN += ("bert-int8", "llama-int4", "t5-int8", "gpt2-int4", "llama-float16")
 # Further heads: the architecture, the class to save, and the Auto class to open it with.
 HEADS = {
     "bert-base": ("bert", "BertModel", "AutoModel"),
@@ -133,6 +140,10 @@ def loaded(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pa
     for folder, (architecture, head, auto_class) in HEADS.items():
         _, compact = compress_tiny(architecture, case, head=head)
         plan.append(save_job(root, folder, compact, auto_class))
+    for folder, (architecture, layers) in LAYERS.items():
+        _, compact = compress_tiny(architecture, case)
+        compact = hce.compress(compact, layers=layers)
+        plan.append(save_job(root, folder, compact, auto_class_of(ARCHITECTURES[architecture][2])))
     for other in all_cases("project"):
         _, compact = compress_tiny("bert", other)
         plan.append(save_job(root, f"case-{other}", compact, "AutoModelForMaskedLM"))
@@ -184,9 +195,11 @@ def test_the_code_in_checkpoints_is_the_packages(loaded) -> None:
     for folder in folders:
         shipped = {path.name: path.read_bytes() for path in folder.glob("*.py")}
         assert "modeling_compact.py" in shipped and "structure.py" in shipped
-        tables = json.loads((folder / "config.json").read_text())["compact_embeddings"]
-        methods = {table["method"] for table in tables.values()}
-        assert shipped == shipped_files(PACKAGE / "modeling" / "modeling_compact.py", methods), folder.name
+        config = json.loads((folder / "config.json").read_text())
+        parts = {table["method"] for table in config["compact_embeddings"].values()}
+        parts |= {"layers"} if folder.name in LAYERS else set()
+        assert shipped == shipped_files(PACKAGE / "modeling" / "modeling_compact.py", parts), folder.name
+        assert ("layers.py" in shipped) == (folder.name in LAYERS)
 
 
 def test_the_tokenizer_of_a_compact_folder_needs_no_code(loaded) -> None:

@@ -144,6 +144,31 @@ def test_the_command_in_the_card_makes_the_same_checkpoint(tmp_path: Path) -> No
     assert str(tmp_path).encode() not in b"".join(files.values())
 
 
+@pytest.mark.parametrize("layers", ["int8", "int4", "bfloat16"])
+def test_small_layers_are_told(layers: str, tmp_path: Path) -> None:
+    dense = tiny_model("bert")
+    compact = hce.compress(dense, "scalar", layers=layers)
+    report = hce.inspect(compact, against=dense)
+    folder = write_checkpoint(compact, tmp_path / "compact", tiny_tokenizer())
+    write_card(folder, compact, report)
+    text = (folder / "README.md").read_text()
+    size = sum(file.stat().st_size for file in folder.iterdir() if file.name != "README.md")
+    assert f"The whole folder takes {size / 1e3:.1f} kB: weights, code, tokenizer and configuration." in text
+    before, after = report.dense_model_bytes, report.model_bytes
+    assert before == sum(
+        tensor.nbytes for tensor in {id(t): t for t in dense.state_dict(keep_vars=True).values()}.values()
+    )
+    assert f"| whole model | {before / 1e3:.1f} kB | {after / 1e3:.1f} kB | {before / after:.1f}x smaller |" in text
+    assert f"# BertForMaskedLM-scalar-4x-{layers}\n" in text or f"-{layers}\n" in text
+    if layers == "bfloat16":
+        assert "They are stored as bfloat16." in text and "linear layers" not in text
+    else:
+        assert f"weights of 12 linear layers are {layers} codes" in text
+        assert f"| linear layers | {report.layers.dense_bytes / 1e3:.1f} kB |" in text
+    # Without a tokenizer the card tells how in Python.
+    assert f"layers='{layers}'" in text
+
+
 def test_a_model_made_without_a_tokenizer_says_so() -> None:
     compact = hce.compress(dense_model(), "subspace", **OPTIONS)
     text = make_card(compact).text

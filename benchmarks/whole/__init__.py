@@ -1,0 +1,1 @@
+"""What whole models take and give whose tables are compact and whose linear layers are stored small."""
