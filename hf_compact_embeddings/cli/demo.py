@@ -161,7 +161,7 @@ def _text(name: str, sentences: int, results: list[dict[str, Any]]) -> str:
         for result in results
     ]
     first = results[0]
-    before, whole = first["dense_bytes"], first["model_bytes"] - first["compact_bytes"] + first["dense_bytes"]
+    before, whole = first["dense_bytes"], first["dense_model_bytes"]
     return (
         f"\nThe embedding table of {name}: {before / 1e6:.2f} of {whole / 1e6:.1f} MB before\n\n"
         f"{table(header, rows)}\n\n"

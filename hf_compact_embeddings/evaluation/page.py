@@ -50,19 +50,20 @@ def _size(count: float) -> str:
 
 def _bytes(report: Report) -> str:
     """Return a bar of the model's bytes before and after, and a key."""
-    rest = report.model_bytes - report.compact_bytes
-    most = rest + report.dense_bytes
+    before = (report.dense_model_bytes - report.dense_bytes, report.dense_bytes)
+    after = (report.model_bytes - report.compact_bytes, report.compact_bytes)
     bars = []
-    for label, table in (("before", report.dense_bytes), ("after", report.compact_bytes)):
+    for label, parts in (("before", before), ("after", after)):
         # The longest bar leaves room for the words behind it.
-        widths = [f"{72 * part / most:.2f}%" for part in (rest, table)]
+        widths = [f"{72 * part / max(sum(before), sum(after)):.2f}%" for part in parts]
         bars.append(
             f'<div class="bar"><span>{label}</span><div><i class="of-rest" style="width:{widths[0]}"></i>'
-            f'<i class="of-table" style="width:{widths[1]}"></i><em>{_size(rest + table)}</em></div></div>'
+            f'<i class="of-table" style="width:{widths[1]}"></i><em>{_size(sum(parts))}</em></div></div>'
         )
+    rest = _size(after[0]) if before[0] == after[0] else f"{_size(before[0])} → {_size(after[0])}"
     key = (
-        f'<p class="quiet"><span class="key of-rest"></span>everything else {_size(rest)} &emsp; '
-        f'<span class="key of-table"></span>table {_size(report.dense_bytes)} → {_size(report.compact_bytes)}</p>'
+        f'<p class="quiet"><span class="key of-rest"></span>everything else {rest} &emsp; '
+        f'<span class="key of-table"></span>table {_size(before[1])} → {_size(after[1])}</p>'
     )
     return "<h2>The whole model</h2>\n" + "\n".join(bars) + "\n" + key
 
