@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> Outcome:
     dense = None if options.against is None else load_dense(options.against)
     compact = load_compact(options.model, compact_runtime=options.runtime)
     # Only beside the dense table are there errors, of frequent tokens and of rare ones.
-    tokenizer = None if dense is None else load_tokenizer(options.model)
+    tokenizer = None if dense is None else load_tokenizer(options.model) or load_tokenizer(options.against)
     report = inspect(compact, against=dense, tokenizer=tokenizer, languages=options.languages)
     if options.html is not None:
         Path(options.html).write_text(report_page(report, Path(options.model).name), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
@@ -27,9 +28,15 @@ def report_page(report: Report, title: str) -> str:
         frequency=_frequency(report),
         neighbours=_neighbours(report),
         made="\n".join(f"<tr><th>{escape(label)}</th><td>{escape(value)}</td></tr>" for label, value in _made(report)),
-        options=escape(json.dumps([table.options for table in report.tables], indent=1, ensure_ascii=False)),
+        options=escape(_options(report)),
         version=__version__,
     )
+
+
+def _options(report: Report) -> str:
+    """Return what describes the tables as JSON, a list of numbers in a line."""
+    text = json.dumps([table.options for table in report.tables], indent=1, ensure_ascii=False)
+    return re.sub(r"\[[\s\d.,-]+\]", lambda found: " ".join(found[0].split()), text)
 
 
 def _summary(report: Report) -> str:
@@ -88,11 +95,8 @@ def _frequency(report: Report) -> str:
             f'<td><span class="meter"><i style="width:{max(0.0, band.mean_cosine):.0%}"></i></span> '
             f"{band.mean_cosine:.2f}</td></tr>"
         )
-    head = (
-        "<tr><th>tokens, by frequency</th><th class=number>of what is read</th>"
-        "<th class=number>of the error met</th><th>mean cosine</th></tr>"
-    )
-    words = "Frequent tokens are fitted more closely than those that hardly ever occur."
+    head = "<tr><th>tokens, by frequency</th><th class=number>read</th><th class=number>error</th><th>mean cosine</th></tr>"
+    words = "How much of all text these tokens are, and how much of the error that text meets is theirs."
     return (
         f'<h2>Where the error lies</h2>\n<p class="quiet">{words}</p>\n<div class="scroll"><table>\n{head}\n'
         + "\n".join(rows)
