@@ -95,7 +95,8 @@ def _frequency(report: Report) -> str:
             f'<td><span class="meter"><i style="width:{max(0.0, band.mean_cosine):.0%}"></i></span> '
             f"{band.mean_cosine:.2f}</td></tr>"
         )
-    head = "<tr><th>tokens, by frequency</th><th class=number>read</th><th class=number>error</th><th>mean cosine</th></tr>"
+    numbers = "<th class=number>read</th><th class=number>error</th>"
+    head = f"<tr><th>tokens, by frequency</th>{numbers}<th>mean cosine</th></tr>"
     words = "How much of all text these tokens are, and how much of the error that text meets is theirs."
     return (
         f'<h2>Where the error lies</h2>\n<p class="quiet">{words}</p>\n<div class="scroll"><table>\n{head}\n'
