@@ -24,7 +24,14 @@ from ..fuzz.attempts import load
 
 KINDS = ("random", "zero", "constant", "huge", "subnormal", "duplicate", "large")
 # What a case says of sizes would only be refused for the smallest tables: these are for them.
-SMALLEST = {"num_subspaces": 1, "codebook_size": 2, "rank": 1, "parameter_ratio": None, "group_size": None, "buckets": 3}
+SMALLEST = {
+    "num_subspaces": 1,
+    "codebook_size": 2,
+    "rank": 1,
+    "parameter_ratio": None,
+    "group_size": None,
+    "buckets": 3,
+}
 MOST_BITS = 31.0
 
 
