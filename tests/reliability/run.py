@@ -43,7 +43,7 @@ def main() -> int:
             rows.append(f"| {name} | " + " | ".join(map(str, numbers)) + " |")
             print(rows[-1], flush=True)
             lines = [
-                f"`make kills` on {datetime.date.today()}, seed {options.seed}; what was there after each, always whole:",
+                f"`make kills` on {datetime.date.today()}, seed {options.seed}; what was there then, always whole:",
                 "",
                 "| verb | SIGKILL | SIGINT | nothing | the old | the new |",
                 "|---|---:|---:|---:|---:|---:|",
