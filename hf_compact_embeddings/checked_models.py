@@ -127,12 +127,13 @@ class CheckedModelMixin(CompactModelMixin):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save as any model does; over an older checkpoint, files are moved when all of them are written."""
+        """Save as any model does; files are moved to where they belong when all of them are written."""
         save: Any = super().save_pretrained
         folder = Path(save_directory)
-        if not is_main_process or not (folder / CONFIG_NAME).is_file() or kwargs.keys() & {"push_to_hub", "variant"}:
+        if not is_main_process or folder.is_file() or kwargs.keys() & {"push_to_hub", "variant"}:
             save(save_directory, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
             return
+        folder.mkdir(parents=True, exist_ok=True)
         with draft_folder(folder, "checkpoint") as draft:
             save(draft, state_dict=state_dict, **kwargs)
             written = {file.name for file in draft.iterdir()}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 # A codeword is read from a window of as many bits; a Huffman code of 2^40 rows has none longer.
 MAX_LENGTH = 56
+_BYTES_PER_CHUNK = 1 << 15
 
 
 def is_complete(lengths: Sequence[int]) -> bool:
@@ -47,23 +48,36 @@ def pack_symbols(symbols: Tensor, lengths: Sequence[int]) -> Tensor:
 
 def unpack_symbols(packed: Tensor, count: int, lengths: Sequence[int]) -> Tensor:
     """Read symbols (n,) as int64 from what `pack_symbols` wrote; damaged bytes give some symbols, and no error."""
-    device = packed.device
     order, first_codewords = _canonical(lengths)
     widths = torch.tensor(lengths, dtype=torch.int64)[order]
     longest = int(widths.max())
-    bits = ((packed.cpu().unsqueeze(1) >> torch.arange(8)) & 1).flatten().long()
-    bits = torch.nn.functional.pad(bits, (0, longest))
-    # What the codeword that starts at each bit would be, if one did: then follow them from the first one.
-    windows = torch.zeros(len(bits) - longest, dtype=torch.int64)
-    for position in range(longest):
-        windows = windows * 2 + bits[position : position + len(windows)]
-    found = torch.searchsorted(first_codewords << (longest - widths), windows, right=True) - 1
-    step = widths[found].tolist()
-    starts, position = [], 0
-    for _ in range(count):
-        starts.append(min(position, len(step) - 1))
-        position = starts[-1] + step[starts[-1]]
-    return order[found[starts]].to(device)
+    limits = first_codewords << (longest - widths)
+    found: list[int] = []
+    position, end = 0, 8 * len(packed)
+    while len(found) < count and position < end:
+        # Some bytes at a time: each bit takes many times its size in memory while it is read.
+        start = position // 8
+        chunk = packed[start : start + _BYTES_PER_CHUNK + MAX_LENGTH // 8].cpu()
+        bits = ((chunk.unsqueeze(1) >> torch.arange(8)) & 1).flatten().long()
+        stop = min(8 * _BYTES_PER_CHUNK, len(bits))
+        bits = torch.nn.functional.pad(bits, (0, longest))
+        # What the codeword that starts at each bit would be, if one did: then follow them from the first one.
+        windows = torch.zeros(stop, dtype=torch.int64)
+        for place in range(longest):
+            windows = windows * 2 + bits[place : place + stop]
+        symbols = torch.searchsorted(limits, windows, right=True) - 1
+        step = widths[symbols].tolist()
+        places, place = [], position - 8 * start
+        for _ in range(count - len(found)):
+            if place >= stop:
+                break
+            places.append(place)
+            place += step[place]
+        found += symbols[places].tolist()
+        position = 8 * start + place
+    # Bytes that end too early are damaged.
+    found += [0] * (count - len(found))
+    return order[found].to(packed.device)
 
 
 def _canonical(lengths: Sequence[int]) -> tuple[Tensor, Tensor]:

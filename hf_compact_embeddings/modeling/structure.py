@@ -182,6 +182,8 @@ class CompactEmbedding(nn.Module):
 
     def embed(self, ids: Tensor, scale: float = 1.0, plain: bool = False) -> Tensor:
         """Return rows (..., D) of ids (...); plain ones have the same bits wherever they are read."""
+        if ids.is_floating_point() or ids.dtype is torch.bool:
+            raise TypeError(f"Ids are whole numbers, but these are {ids.dtype}.")
         ids = ids.long()
         self.require_ids(ids)
         coded = self.coded_ids(ids)
@@ -199,7 +201,7 @@ class CompactEmbedding(nn.Module):
     def project(self, hidden: Tensor) -> Tensor:
         """Return hidden · Eᵀ (..., V) for hidden states (..., D), summed in float32."""
         flat = hidden.reshape(-1, self.embedding_dim)
-        with torch.autocast(hidden.device.type, enabled=False):
+        with torch.autocast("cpu" if hidden.is_meta else hidden.device.type, enabled=False):
             found = self.fast_path(flat, True)
             scores = self.coded_scores(flat) if found is None else found
             if self.layout.coded_rows < self.num_embeddings:

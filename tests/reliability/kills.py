@@ -129,7 +129,7 @@ class Scene:
     def state(self, verb: Verb, folder: Path) -> str:
         """Return what lies there, or raise if it is not whole."""
         out = folder / "out"
-        if not (out / "config.json").exists() and not any(out.glob("*.safetensors")):
+        if not (out / "config.json").exists():
             return NOTHING
         if verb.needs_card and not (out / "README.md").is_file():
             raise CheckpointError("there is no card")

@@ -42,14 +42,15 @@ def main() -> int:
             numbers = [*(in_time[by] for by in counts), *(total[state] for state in (NOTHING, OLD, NEW))]
             rows.append(f"| {name} | " + " | ".join(map(str, numbers)) + " |")
             print(rows[-1], flush=True)
-    lines = [
-        f"`make kills` on {datetime.date.today()}, seed {options.seed}; what was there after each, always whole:",
-        "",
-        "| verb | SIGKILL | SIGINT | nothing | the old | the new |",
-        "|---|---:|---:|---:|---:|---:|",
-        *rows,
-    ]
-    write_section("kills", lines)
+            lines = [
+                f"`make kills` on {datetime.date.today()}, seed {options.seed}; what was there then, always whole:",
+                "",
+                "| verb | SIGKILL | SIGINT | nothing | the old | the new |",
+                "|---|---:|---:|---:|---:|---:|",
+                *rows,
+            ]
+            # After each verb: the whole run may take an hour.
+            write_section("kills", lines)
     return 0
 
 
