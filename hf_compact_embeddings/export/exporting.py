@@ -43,8 +43,8 @@ class Exported:
         outputs: what it gives.
         opset: version of ONNX's operators.
         pooling: how `sentence_embedding` is made, if it is.
-        head: how a head that is tied to the table scores, if there is one: "decoded", once, when a runtime loads the
-            graph, or "tiles", anew at each run, which takes a sixteenth of the memory and more time.
+        head: how a head scores through a compact table, if it does: "decoded", once, when a runtime loads the graph,
+            or "tiles", anew at each run, which takes a sixteenth of the memory and more time.
         largest_difference: between outputs of the float32 graph and of the model, on the samples that both were run on.
     """
 
@@ -67,7 +67,7 @@ class Exported:
         if self.pooling is not None:
             lines.append(("pooling", self.pooling))
         if self.head is not None:
-            lines.append(("tied head", self.head))
+            lines.append(("head's table", self.head))
         lines += [("largest difference", f"{self.largest_difference:.1e}"), ("written to", self.folder)]
         return "\n".join(f"{name:<28}{value}" for name, value in lines)
 
