@@ -118,7 +118,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     for name, figures in kept.items():
         print(f"{name:<20}{figures}")
-    results: dict[str, Any] = {"exported": exported.to_dict() | {"folder": "out"}, "milliseconds": timed, "vectors": kept}
+    results: dict[str, Any] = {
+        "exported": exported.to_dict() | {"folder": "out"},
+        "milliseconds": timed,
+        "vectors": kept,
+    }
     results |= {"seconds to load a graph": loading, "median ratio": _ratios(timed)}
     if options.output:
         write(options.output, results, packages={"onnxruntime": onnxruntime.__version__})
