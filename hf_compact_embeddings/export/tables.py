@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..modeling.errors import CompactConfigError
+from ..modeling.layers import CompactLinear
 from ..modeling.structure import CompactEmbedding
 from .reading import SortedIds, coded_rows_of
 
@@ -86,8 +87,20 @@ def in_float32(model: PreTrainedModel) -> Any:
 
 
 def with_graph_tables(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of a compact model, in float32, whose tables can be exported."""
+    """Return a copy of a compact model, in float32, whose tables can be exported; small layers are decoded."""
     prepared = in_float32(model)
     for path, structure in prepared.compact_tables.items():
         prepared.set_submodule(path, GraphTable(structure))
+    for path, part in prepared.compact_parts.items():
+        if isinstance(part, CompactLinear):
+            prepared.set_submodule(path, _decoded(part))
     return prepared
+
+
+def _decoded(layer: CompactLinear) -> nn.Linear:
+    """Return a layer of floats that gives what a compact one does."""
+    with torch.device("meta"):
+        found = nn.Linear(layer.in_features, layer.out_features, bias=False)
+    found.weight = nn.Parameter(layer.values().detach(), requires_grad=False)
+    found.bias = layer.bias
+    return found

@@ -138,3 +138,17 @@ def test_all_minilm_stays_below_14_megabytes(tmp_path: Path) -> None:
     cosines = torch.cosine_similarity(given["onnx/model_quantized.onnx"][kept], states[kept], dim=-1)
     assert float(cosines.min()) > 0.9
     shutil.rmtree(tmp_path / "out")
+
+
+@pytest.mark.parametrize("layers", ["int8", "int4", "float16"])
+def test_a_model_with_small_layers_is_exported_with_decoded_ones(layers: str, tmp_path: Path) -> None:
+    dense, _ = compress_tiny("bert", TINY_CASES["blocks"][0], "BertModel")
+    compact = hce.compress(dense, hce.BlocksConfig(bits_per_weight=2.0), layers=layers)
+    found = hce.export_onnx(compact, tmp_path / "out", layers="int8")
+    assert found.largest_difference < 1e-4 and len(found.files) == 2
+    inputs = random_inputs(120, 4, 11)
+    given = run_graph(tmp_path / "out" / "onnx" / "model.onnx", inputs)["last_hidden_state"]
+    with torch.no_grad():
+        wanted = compact.float().eval()(**inputs).last_hidden_state
+    assert np.allclose(given, wanted.numpy(), atol=1e-4)
+    assert not any("compact" in key for key in json.loads((tmp_path / "out" / "config.json").read_text()))
