@@ -39,6 +39,11 @@ from .transformers_internals import attention_of, set_attention
 # It is taken from the others, of which another few may go wrong for it.
 _SHARE_OF_OVERRATED = 0.02
 _ROUNDS_OF_OVERRATED = 3
+# What other libraries wrap around a model, by the names of their classes: how to reach the model in it.
+_PARTS_OF_OTHERS = {
+    "SentenceTransformer": "give `model[0].model`, and put the result into its place",
+    "PeftModel": "give what `model.merge_and_unload()` returns, or `model.get_base_model()` before there are adapters",
+}
 
 
 def compress(
@@ -265,6 +270,9 @@ def _require_compressible(model: PreTrainedModel, tables: Tables) -> tuple[type[
 
 def _compact_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     native = type(model)
+    for name, part in _PARTS_OF_OTHERS.items():
+        if any(base.__name__ == name for base in native.__mro__):
+            raise UnsupportedArchitectureError(f"`model` is a {name}, of which a part can be compressed: {part}.")
     if getattr(transformers, native.__name__, None) is not native:
         raise UnsupportedArchitectureError(
             f"{native.__name__} is no model class of Transformers: looked for it as `transformers.{native.__name__}`."
