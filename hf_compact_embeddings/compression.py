@@ -25,7 +25,7 @@ from .fitting.methods import Need, make_config, private_row_bytes
 from .layers import Layers, require_known, shrink_layers, with_small_layers
 from .modeling.architectures import IN_HEAD, UNTIED_HEAD, InputTable, find_head
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
-from .modeling.layers import CompactLinear
+from .modeling.layers import compact_layers
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class
 from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding
@@ -365,9 +365,8 @@ def decompress(compact: PreTrainedModel) -> PreTrainedModel:
         home = above if isinstance(compact.get_submodule(above), CompactHead) else path
         with torch.no_grad():
             state[f"{home}.weight"] = structure.dense()
-    for path, part in compact.compact_parts.items():
-        if isinstance(part, CompactLinear):
-            del state[f"{path}.codes"], state[f"{path}.scales"]
-            state[f"{path}.weight"] = part.native_weight().detach().clone()
+    for path, layer in compact_layers(compact).items():
+        del state[f"{path}.codes"], state[f"{path}.scales"]
+        state[f"{path}.weight"] = layer.native_weight().detach().clone()
     config = _converted_config(compact.config, native.config_class)
     return _load(native, config, state, compact)
