@@ -25,7 +25,7 @@ from .fitting.methods import Need, make_config, private_row_bytes
 from .layers import Layers, require_known, shrink_layers, with_small_layers
 from .modeling.architectures import IN_HEAD, UNTIED_HEAD, InputTable, find_head
 from .modeling.errors import CompactConfigError, UnsupportedArchitectureError
-from .modeling.layers import CompactLinear
+from .modeling.layers import compact_layers
 from .modeling.modeling_compact import CompactModelMixin, config_class, model_class
 from .modeling.options import StructureConfig
 from .modeling.structure import CompactEmbedding
@@ -39,6 +39,11 @@ from .transformers_internals import attention_of, set_attention
 # It is taken from the others, of which another few may go wrong for it.
 _SHARE_OF_OVERRATED = 0.02
 _ROUNDS_OF_OVERRATED = 3
+# What other libraries wrap around a model, by the names of their classes: how to reach the model in it.
+_PARTS_OF_OTHERS = {
+    "SentenceTransformer": "give `model[0].model`, and put the result into its place",
+    "PeftModel": "give what `model.merge_and_unload()` returns, or `model.get_base_model()` before there are adapters",
+}
 
 
 def compress(
@@ -265,6 +270,9 @@ def _require_compressible(model: PreTrainedModel, tables: Tables) -> tuple[type[
 
 def _compact_class(model: PreTrainedModel) -> type[PreTrainedModel]:
     native = type(model)
+    for name, part in _PARTS_OF_OTHERS.items():
+        if any(base.__name__ == name for base in native.__mro__):
+            raise UnsupportedArchitectureError(f"`model` is a {name}, of which a part can be compressed: {part}.")
     if getattr(transformers, native.__name__, None) is not native:
         raise UnsupportedArchitectureError(
             f"{native.__name__} is no model class of Transformers: looked for it as `transformers.{native.__name__}`."
@@ -357,10 +365,9 @@ def decompress(compact: PreTrainedModel) -> PreTrainedModel:
         home = above if isinstance(compact.get_submodule(above), CompactHead) else path
         with torch.no_grad():
             state[f"{home}.weight"] = structure.dense()
-    for path, part in compact.compact_parts.items():
-        if isinstance(part, CompactLinear):
-            del state[f"{path}.codes"], state[f"{path}.scales"]
-            state[f"{path}.weight"] = part.native_weight().detach().clone()
+    for path, layer in compact_layers(compact).items():
+        del state[f"{path}.codes"], state[f"{path}.scales"]
+        state[f"{path}.weight"] = layer.native_weight().detach().clone()
     return _load(native, native_config(compact), state, compact)
 
 

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from .evidence.texts import text_batches
 from .fitting.fit_layers import code_layer
 from .modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
-from .modeling.layers import CompactLinear, LayersLayout, without_numbers
+from .modeling.layers import CompactLinear, LayersLayout, stored_dtypes, without_numbers
 from .modeling.modeling_compact import CompactModelMixin
 from .modeling.options import STORAGE_DTYPES
 from .progress import stage
@@ -202,7 +202,7 @@ def _spreads(model: PreTrainedModel, found: Mapping[str, Any], batches: list[Any
 @torch.no_grad()
 def _round_floats(model: Any) -> None:
     """Round all floats to values that saving and loading give back bit by bit."""
-    dtypes, made_anew = model.stored_dtypes(), ignored_on_save(model)
+    dtypes, made_anew = stored_dtypes(model), ignored_on_save(model)
     for name, value in model.state_dict().items():
-        if value.is_floating_point() and name not in made_anew:
+        if name in dtypes and name not in made_anew:
             value.copy_(value.to(dtypes[name]))

@@ -6,8 +6,9 @@ r"""Whole models in one small folder, with compact tables and layers: bytes, sim
     python -m benchmarks.whole.run --model smollm2-135m-instruct --lines wikitext2/test.txt \
         --texts wikitext2/train.txt --ratios 16 --output benchmarks/whole/results/smollm2.json
 
-Every model is `hce.compress(model, ratio=…, layers=…, tokenizer=tokenizer)`, saved with its tokenizer. Sentences, or
-tokens, a second are the best of several runs that alternate with the dense model's in one process.
+Every model is `hce.compress(model, ratio=…, layers=…, tokenizer=tokenizer)`, saved with its tokenizer. Speeds are those
+of the best of several runs that alternate with the dense model's in one process, by the time of the processor, since
+others may use the machine too. `--no-scores` measures these and bytes alone.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ _NEW_TOKENS = 16
 class Judge:
     """Scores models on sentences or on running text, and times them beside the dense model."""
 
-    def __init__(self, dense: PreTrainedModel, tokenizer: Any, pairs: dict[str, list[Any]], lines: list[str]) -> None:
-        """Keep what is scored and timed."""
-        self.dense, self.tokenizer, self.pairs, self.lines = dense, tokenizer, pairs, lines
+    def __init__(
+        self, dense: PreTrainedModel, tokenizer: Any, pairs: dict[str, list[Any]], lines: list[str], scored: bool
+    ) -> None:
+        """Keep what is scored, if it is, and timed."""
+        self.dense, self.tokenizer, self.pairs, self.lines, self.scored = dense, tokenizer, pairs, lines, scored
         texts = [row["sentence1"] for rows in pairs.values() for row in rows][:_TIMED] or lines[:1]
         size = _BATCH if pairs else 1
         starts = range(0, len(texts), size)
@@ -57,15 +60,17 @@ class Judge:
 
     def speeds(self, model: PreTrainedModel) -> dict[str, float]:
         """Return how fast a model encodes sentences, or reads a text and writes on, relative to the dense one."""
-        kinds = {"encoding": self._encode} if self.pairs else {"reading": self._encode, "writing": self._write}
+        kinds = {"reading": self._encode, "writing": self._write}
+        if self.pairs:
+            kinds = {"encoding": self._encode, "one by one": self._encode_singly}
         found = {}
         for name, work in kinds.items():
             best = {"dense": float("inf"), "compact": float("inf")}
             for _ in range(_RUNS):
                 for which, runner in (("dense", self.dense), ("compact", model)):
-                    started = time.perf_counter()
+                    started = time.process_time()
                     work(runner)
-                    best[which] = min(best[which], time.perf_counter() - started)
+                    best[which] = min(best[which], time.process_time() - started)
             found[name] = round(best["dense"] / best["compact"], 2)
         return found
 
@@ -73,6 +78,11 @@ class Judge:
     def _encode(self, model: PreTrainedModel) -> None:
         for batch in self.batches:
             model(**batch)
+
+    @torch.no_grad()
+    def _encode_singly(self, model: PreTrainedModel) -> None:
+        for row in range(self.batches[0]["input_ids"].shape[0]):
+            model(**{name: value[row : row + 1] for name, value in self.batches[0].items()})
 
     def _write(self, model: Any) -> None:
         prompt = {name: value[:, :16] for name, value in self.batches[0].items()}
@@ -94,7 +104,8 @@ def measure(model: PreTrainedModel, judge: Judge, ratio: float, layers: str, sec
     found = {"ratio": ratio, "layers": layers, "seconds": round(seconds, 1), "bytes": sizes(model, judge.tokenizer)}
     if model is not judge.dense:
         found["speed"] = judge.speeds(model)
-    found["scores"] = judge.scores(model)
+    if judge.scored:
+        found["scores"] = judge.scores(model)
     print(json.dumps(found), file=sys.stderr, flush=True)
     return found
 
@@ -113,6 +124,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=[25, 100, 500])
     parser.add_argument("--layers", nargs="+", default=_LAYERS, help="float32 leaves them as they are")
     parser.add_argument("--threads", type=int, default=1, help="for all that is computed")
+    parser.add_argument("--no-scores", action="store_true", help="measure bytes and speed alone")
     parser.add_argument("--output", help="JSON file to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -124,7 +136,7 @@ def main() -> None:
         rows = read_rows(path)[:: options.every]
         pairs[name] = [row | {column: options.prefix + row[column] for column in _TEXT_COLUMNS} for row in rows]
     lines = [Path(options.lines).read_text(encoding="utf-8")[: options.characters]] if options.lines else []
-    judge = Judge(dense, tokenizer, pairs, lines)
+    judge = Judge(dense, tokenizer, pairs, lines, not options.no_scores)
     results = [measure(dense, judge, 1.0, "float32", 0.0)]
     given = {"languages": options.languages, "texts": options.texts}
     beside = {name: value for name, value in given.items() if value}
@@ -146,14 +158,21 @@ def main() -> None:
 def show(results: list[dict[str, Any]]) -> str:
     """Lay the results out as a table."""
     speeds = list(results[-1]["speed"])
-    header = ["ratio", "layers", "weights MB", "folder MB", *results[0]["scores"], *(f"{name}, x" for name in speeds)]
+    header = [
+        "ratio",
+        "layers",
+        "weights MB",
+        "folder MB",
+        *results[0].get("scores", ()),
+        *(f"{name}, x" for name in speeds),
+    ]
     cells = [
         [
             f"{row['ratio']:g}x",
             row["layers"],
             f"{row['bytes']['weights'] / 1e6:.2f}",
             f"{row['bytes']['folder'] / 1e6:.2f}",
-            *(f"{value:.2f}" for value in row["scores"].values()),
+            *(f"{value:.2f}" for value in row.get("scores", {}).values()),
             *(f"{row['speed'][name]:.2f}" if "speed" in row else "" for name in speeds),
         ]
         for row in results

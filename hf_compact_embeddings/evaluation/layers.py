@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from transformers import PreTrainedModel
 
-from ..modeling.layers import CompactLinear
+from ..modeling.layers import CompactLinear, compact_layers, stored_dtypes
 from ..modeling.modeling_compact import CompactModelMixin
 
 
@@ -42,11 +42,6 @@ class LayersReport:
         )
 
 
-def compact_layers(compact: CompactModelMixin) -> dict[str, CompactLinear]:
-    """Return the linear layers that have codes, by path, also those of a checkpoint that brought its own code."""
-    return {path: module for path, module in compact.named_modules() if hasattr(module, "is_compact_layer")}
-
-
 def dense_layer_bytes(layer: CompactLinear) -> int:
     """Return the bytes of a layer's weight in the model's type."""
     return layer.in_features * layer.out_features * layer.scales.dtype.itemsize
@@ -57,7 +52,7 @@ def inspect_layers(compact: CompactModelMixin, against: PreTrainedModel | None) 
     stored = compact.config.compact_layers
     if stored is None:
         return None
-    layers, dtypes = compact_layers(compact), compact.stored_dtypes()
+    layers, dtypes = compact_layers(compact), stored_dtypes(compact)
     return LayersReport(
         codes=stored["codes"],
         floats=stored["floats"],

@@ -13,11 +13,12 @@ from ..evidence import gather
 from ..kernels.memory import resident_bytes
 from ..modeling.architectures import IN_HEAD, find_input_table
 from ..modeling.errors import CompactConfigError
+from ..modeling.layers import compact_layers, stored_dtypes
 from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.structure import CompactEmbedding
 from ..transformers_internals import ignored_on_save
 from .bands import Band
-from .layers import LayersReport, compact_layers, dense_layer_bytes, inspect_layers
+from .layers import LayersReport, dense_layer_bytes, inspect_layers
 from .neighbours import Neighbours
 from .reading import Collisions, Fidelity, RowReader, read_rows
 from .words import Words
@@ -316,10 +317,11 @@ def dense_tables(model: PreTrainedModel, rows: int) -> dict[str, Tensor]:
 
 def saved_bytes(compact: CompactModelMixin) -> int:
     """Return the bytes of all tensors of a saved model, each tied tensor once."""
-    dtypes = compact.stored_dtypes()
-    return sum(
-        tensor.numel() * dtypes.get(name, tensor.dtype).itemsize for name, tensor in _saved_tensors(compact).items()
-    )
+    dtypes, tables = stored_dtypes(compact), compact.compact_tables
+    homes = tuple(f"{path}." for path in tables)
+    others = {name: tensor for name, tensor in _saved_tensors(compact).items() if not name.startswith(homes)}
+    stored = sum(table.nbytes for table in tables.values())
+    return stored + sum(other.numel() * dtypes.get(name, other.dtype).itemsize for name, other in others.items())
 
 
 def _other_bytes(compact: CompactModelMixin) -> int:

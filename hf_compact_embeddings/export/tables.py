@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..modeling.errors import CompactConfigError
-from ..modeling.layers import CompactLinear
+from ..modeling.layers import CompactLinear, compact_layers
 from ..modeling.structure import CompactEmbedding
 from .reading import SortedIds, coded_rows_of
 
@@ -91,9 +91,8 @@ def with_graph_tables(model: PreTrainedModel) -> PreTrainedModel:
     prepared = in_float32(model)
     for path, structure in prepared.compact_tables.items():
         prepared.set_submodule(path, GraphTable(structure))
-    for path, part in prepared.compact_parts.items():
-        if isinstance(part, CompactLinear):
-            prepared.set_submodule(path, _decoded(part))
+    for path, layer in compact_layers(prepared).items():
+        prepared.set_submodule(path, _decoded(layer))
     return prepared
 
 

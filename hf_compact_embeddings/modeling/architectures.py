@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -29,8 +28,8 @@ UNTIED_HEAD = "compact_untied_head"
 _STORED = ("method", "format_version", "options", "layout")
 # What a checkpoint says of its tables: the options and, once there are values, the layout of each, by path.
 StoredTables = dict[str, tuple[StructureConfig, StructureLayout | None]]
-# What few checkpoints have beside tables: by the name in the configuration, what puts it into a model without values.
-FURTHER_PARTS: dict[str, Callable[[PreTrainedModel, Any], None]] = {}
+# Beside tables, by name in the configuration.
+FURTHER_PARTS: dict[str, Any] = {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,7 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# How the files in this folder import each other, and how `modeling_compact` imports what few checkpoints need: methods
-# and compact layers, of which it uses nothing by name.
+# How the files in this folder import each other, and `modeling_compact` what not all checkpoints need.
 _IMPORT = re.compile(r"^\s*from \.(\w+) import ", re.MULTILINE)
 _OPTIONAL_IMPORT = re.compile(r"^from \.(?:structure_)?(\w+) import \w+  # noqa: F401\n", re.MULTILINE)
 

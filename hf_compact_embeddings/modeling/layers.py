@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from .architectures import FURTHER_PARTS, is_same_place
-from .errors import CheckpointError, CompactConfigError, config_error
-from .options import CheckedFields, choice, integer
+from .errors import CheckpointError, CompactConfigError, UnsupportedArchitectureError, config_error
+from .options import STORAGE_DTYPES, CheckedFields, choice, integer
 from .tied import TableOutline
 from .transformers_internals import mark_as_initialized
 
@@ -52,13 +52,29 @@ class LayersLayout(CheckedFields):
 
 
 class LayerOutline(TableOutline):
-    """The weight of a layer, without values."""
+    """The weight of a layer, without values; unlike that of a table it is where the layer is."""
 
-    refusal = (
-        "The weight of a linear layer is stored as codes, which nothing can be computed with or added to ({}): looked "
-        "for code that calls the layer. An adapter stays beside it, or is merged into the model that "
-        "`hf_compact_embeddings.decompress()` gives."
-    )
+    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool, device: torch.device) -> Self:
+        """Take no memory."""
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=device, requires_grad=requires_grad)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Refuse what reads or writes values."""
+        outline = args[0] if args else None
+        try:
+            seen = super().__torch_dispatch__(function, types, args, kwargs)
+        except UnsupportedArchitectureError:
+            raise UnsupportedArchitectureError(
+                "The weight of a linear layer is stored as codes, which nothing can be computed with or added to "
+                f"({function}): looked for code that calls the layer. An adapter stays beside it, or is merged into "
+                "the model that `hf_compact_embeddings.decompress()` gives."
+            ) from None
+        if not isinstance(outline, LayerOutline) or seen is outline:
+            return seen
+        return cls(tuple(seen.shape), seen.dtype, False, outline.device)
 
 
 class CompactLinear(nn.Linear):
@@ -139,23 +155,55 @@ class CompactLinear(nn.Linear):
         return f"{super().extra_repr()}, codes=int{self.bits}"
 
 
+def compact_layers(model: nn.Module) -> dict[str, CompactLinear]:
+    """Return the linear layers that have codes, by path, also those of a checkpoint that brought its own code."""
+    return {path: module for path, module in model.named_modules() if hasattr(module, "is_compact_layer")}
+
+
 def without_numbers(path: str) -> str:
     """Return the path of a module with `*` for the numbers of layers."""
     return _NUMBER.sub("*", path)
 
 
-def install_layers(model: PreTrainedModel, stored: Any) -> None:
-    """Put compact layers, without values, in the place of the linear ones that a configuration names."""
-    try:
-        layout = LayersLayout.from_json(stored, "compact_layers")
-        if not all(isinstance(path, str) for path in layout.paths):
-            raise config_error("paths", layout.paths, "it must be a list of names")
-    except CompactConfigError as error:
-        raise CheckpointError(f"`compact_layers` in the model's configuration: {error}") from error
-    for path, module in list(model.named_modules()):
-        named = without_numbers(path)
-        if type(module) in (nn.Linear, Conv1D) and any(is_same_place(named, home) for home in layout.paths):
-            model.set_submodule(path, CompactLinear(module, layout.codes))
+class CompactLayers:
+    """What a model with small layers does that others do not."""
+
+    @staticmethod
+    def install(model: PreTrainedModel, stored: Any) -> None:
+        """Put compact layers, without values, in the place of the linear ones that a configuration names."""
+        if stored is None:
+            return
+        try:
+            layout = LayersLayout.from_json(stored, "compact_layers")
+            if not all(isinstance(path, str) for path in layout.paths):
+                raise config_error("paths", layout.paths, "it must be a list of names")
+        except CompactConfigError as error:
+            raise CheckpointError(f"`compact_layers` in the model's configuration: {error}") from error
+        for path, module in list(model.named_modules()):
+            named = without_numbers(path)
+            if type(module) in (nn.Linear, Conv1D) and any(is_same_place(named, home) for home in layout.paths):
+                model.set_submodule(path, CompactLinear(module, layout.codes))
+
+    @staticmethod
+    def round_floats(model: Any, state: dict[str, Tensor]) -> None:
+        """Give the floats of a state that belong to no table the type that they have in a saved file."""
+        dtypes = stored_dtypes(model)
+        rounded: dict[object, Tensor] = {}
+        for key, tensor in state.items():
+            # What is tied stays one tensor; what has no memory here, as where it is offloaded, is told by its name.
+            place = (tensor.data_ptr(), *tensor.shape) if tensor.device.type != "meta" else key
+            if key in dtypes:
+                state[key] = rounded.setdefault(place, tensor.to(dtypes[key]))
 
 
-FURTHER_PARTS["compact_layers"] = install_layers
+def stored_dtypes(model: Any) -> dict[str, torch.dtype]:
+    """Return the types that floats of no table have in a saved file, by name, where those are not the model's."""
+    if model.config.compact_layers is None:
+        return {}
+    floats = STORAGE_DTYPES[model.config.compact_layers["floats"]]
+    tables = tuple(f"{path}." for path in model.compact_tables)
+    state = model.state_dict()
+    return {key: floats for key, value in state.items() if value.is_floating_point() and not key.startswith(tables)}
+
+
+FURTHER_PARTS["compact_layers"] = CompactLayers

@@ -21,7 +21,7 @@ from .architectures import FURTHER_PARTS, INPUT_TABLE, install_structures, read_
 from .code_files import code_record, shipped_files, warn_of_changed_code, write_files
 from .errors import CheckpointError, SizesDifferError
 from .layers import CompactLinear  # noqa: F401
-from .options import STORAGE_DTYPES, StructureConfig
+from .options import StructureConfig
 from .structure import CompactEmbedding
 from .structure_blocks import BlocksEmbedding  # noqa: F401
 from .structure_factorized import FactorizedEmbedding  # noqa: F401
@@ -76,15 +76,13 @@ class CompactModelMixin(_NativeModel):
             config = copy.deepcopy(config)
             tables = {path: (options, None) for path, (options, _) in tables.items()}
             config.compact_embeddings = {path: options.to_dict() for path, (options, _) in tables.items()}
-            # What is trained from scratch has floats in its layers.
             config.compact_layers = None
         _register_inner_class(config)
         with torch.device("meta"), meta_device_safe_creation_ops():
             super().__init__(config, *args, **kwargs)
             install_structures(self, tables)
-            for name, install in FURTHER_PARTS.items():
-                if getattr(config, name, None) is not None:
-                    install(self, getattr(config, name))
+            for name, part in FURTHER_PARTS.items():
+                part.install(self, getattr(config, name, None))
         self.store_tables()
         self.add_model_tags([CARD_TAG, *sorted({table.options.method for table in self.compact_tables.values()})])
         for structure in self.compact_tables.values():
@@ -96,12 +94,6 @@ class CompactModelMixin(_NativeModel):
     def compact_tables(self) -> dict[str, CompactEmbedding]:
         """The structures by the paths of their modules, also where a library has wrapped them."""
         return {path: module for path, module in self.named_modules() if isinstance(module, CompactEmbedding)}
-
-    @property
-    def compact_parts(self) -> dict[str, Any]:
-        """The structures, and the linear layers that have codes, by the paths of their modules."""
-        layers = {path: module for path, module in self.named_modules() if hasattr(module, "is_compact_layer")}
-        return {**self.compact_tables, **layers}
 
     @property
     def compact_embedding(self) -> CompactEmbedding:
@@ -121,9 +113,8 @@ class CompactModelMixin(_NativeModel):
         tables = self.compact_tables
         self.config.compact_embeddings = {path: table.to_dict() for path, table in tables.items()}
         # Equal on all processes and never trained: broadcasting them at each step would only cost time.
-        self._ddp_params_and_buffers_to_ignore = [
-            f"{path}.{name}" for path, part in self.compact_parts.items() for name, _ in part.named_buffers()
-        ]
+        codes = [name for name, buffer in self.named_buffers() if buffer.dtype == torch.uint8]
+        self._ddp_params_and_buffers_to_ignore = codes
 
     def initialize_weights(self) -> None:
         """Start biases of heads at zero, as those of native heads; what was loaded stays."""
@@ -155,8 +146,9 @@ class CompactModelMixin(_NativeModel):
         source = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         warn_of_changed_code(model.config.compact_code, source)
         model._compact_card = None if source is None else model._card_of(source, kwargs)
-        for path, part in model.compact_parts.items():
-            model._refuse_damaged(path, part, info)
+        for path, part in model.named_modules():
+            if hasattr(part, "check_values"):
+                model._refuse_damaged(path, part, info)
         if info["mismatched_keys"] and not ignore_mismatched:
             wrong = ", ".join(
                 f"{key}: {given} in the file, {wanted} here" for key, given, wanted in info["mismatched_keys"]
@@ -226,27 +218,16 @@ class CompactModelMixin(_NativeModel):
         """Save as any model does, with the tables in their storage dtypes, the code that reads them, and the card."""
         self.store_tables()
         stored = dict(self.state_dict() if state_dict is None else state_dict)
-        dtypes = self.stored_dtypes()
-        rounded: dict[object, Tensor] = {}
-        for key, tensor in stored.items():
-            if key in dtypes:
-                # What is tied stays one tensor; what has no memory here, as where it is offloaded, is told by its name.
-                place = (tensor.data_ptr(), *tensor.shape) if tensor.device.type != "meta" else key
-                stored[key] = rounded.setdefault(place, tensor.to(dtypes[key]))
+        for path, table in self.compact_tables.items():
+            for key in stored:
+                if key.startswith(path + "."):
+                    stored[key] = stored[key].to(table.stored_dtype(key.removeprefix(path + ".")))
+        for part in FURTHER_PARTS.values():
+            part.round_floats(self, stored)
         # The configuration writes the code.
         super().save_pretrained(save_directory, is_main_process=is_main_process, state_dict=stored, **kwargs)
         if self._compact_card is not None and is_main_process:
             (Path(save_directory) / KEPT_CARD).write_text(self._compact_card, encoding="utf-8")
-
-    def stored_dtypes(self) -> dict[str, torch.dtype]:
-        """Return the dtypes that tensors of the state dict have in a saved file, where it says which; by name."""
-        layers, found = self.config.compact_layers, {}
-        if layers is not None:
-            floats = STORAGE_DTYPES[layers["floats"]]
-            found = {key: floats for key, value in self.state_dict().items() if value.is_floating_point()}
-        for path, table in self.compact_tables.items():
-            found |= {f"{path}.{name}": table.stored_dtype(name) for name in table.state_dict()}
-        return found
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the table; a no-op for the table itself, so that tied modules stay where they are."""
@@ -349,7 +330,6 @@ def config_class(native: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
                 "compact_layers": dict | None,
             },
             "compact_embeddings": None,
-            # What codes linear layers have, and as what all else is stored.
             "compact_layers": None,
             # The hashes of the code files in the checkpoint, and what the table was made from.
             "compact_code": None,

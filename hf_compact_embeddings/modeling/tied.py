@@ -5,7 +5,7 @@ Also what compact modules show as `weight`: an outline of the table without valu
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -120,17 +120,10 @@ class TableOutline(Tensor):
     What only fills it does nothing, as architectures do that start a table themselves (CLIP); a view is an outline too.
     """
 
-    refusal = (
-        "The model computes with the table's `weight` itself ({}): looked for code that looks rows up or scores them "
-        "by calling the layer. `compact_embedding.dense()` gives the values."
-    )
-
-    def __new__(
-        cls, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool, device: str | torch.device = "meta"
-    ) -> Self:
-        """Seem to be on a device, and take no memory."""
+    def __new__(cls, shape: tuple[int, ...], dtype: torch.dtype, requires_grad: bool) -> TableOutline:
+        """Be on the meta device, and take no memory."""
         return Tensor._make_wrapper_subclass(
-            cls, shape, dtype=dtype, device=torch.device(device), requires_grad=requires_grad
+            cls, shape, dtype=dtype, device=torch.device("meta"), requires_grad=requires_grad
         )
 
     @classmethod
@@ -147,8 +140,11 @@ class TableOutline(Tensor):
             if function.is_view:
                 stand_in = torch.empty(outline.shape, dtype=outline.dtype, device="meta")
                 seen = function(stand_in, *args[1:], **kwargs or {})
-                return cls(tuple(seen.shape), outline.dtype, False, outline.device)
-        raise UnsupportedArchitectureError(cls.refusal.format(function))
+                return TableOutline(tuple(seen.shape), outline.dtype, False)
+        raise UnsupportedArchitectureError(
+            f"The model computes with the table's `weight` itself ({function}): looked for code that looks rows up or "
+            "scores them by calling the layer. `compact_embedding.dense()` gives the values."
+        )
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Show what there is."""

@@ -393,3 +393,26 @@ def test_damaged_checkpoints(damage: Any, message: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
         type(compact).from_pretrained(tmp_path)
+
+
+def test_a_model_in_another_librarys_hands_is_asked_for() -> None:
+    peft = pytest.importorskip("peft", reason="peft comes with the test extra")
+    adapted = peft.get_peft_model(tiny_model("bert"), peft.LoraConfig(r=2, target_modules=["query"]))
+    with pytest.raises(UnsupportedArchitectureError, match=r"is a PeftModel, .*`model\.merge_and_unload\(\)`"):
+        hce.compress(adapted, "scalar")
+    assert isinstance(hce.compress(adapted.merge_and_unload(), "scalar"), hce.CompactBertForMaskedLM)
+
+
+def test_a_sentence_model_is_asked_for_its_transformer(tmp_path: Path) -> None:
+    sentences = pytest.importorskip("sentence_transformers", reason="it comes with the test extra")
+    tiny_model("bert", "BertModel").save_pretrained(tmp_path / "dense")
+    tiny_tokenizer().save_pretrained(tmp_path / "dense")
+    model = sentences.SentenceTransformer(str(tmp_path / "dense"))
+    with pytest.raises(UnsupportedArchitectureError, match=r"is a SentenceTransformer, .*`model\[0\]\.model`"):
+        hce.compress(model, "scalar", layers="int8")
+    model[0].model = hce.compress(model[0].model, "scalar", layers="int8")
+    model.save(str(tmp_path / "compact"))
+    loaded = sentences.SentenceTransformer(str(tmp_path / "compact"))
+    assert coded(loaded[0].model)
+    texts = tiny_texts(3)
+    assert (loaded.encode(texts) == model.encode(texts)).all()

@@ -304,6 +304,8 @@ def test_what_a_structure_lacks_raises() -> None:
 
 
 # By method: the most code files in a checkpoint, and their bytes. What people and scanners read has to stay small.
+# Small layers bring a file of their own, and nothing else.
+MOST_LAYERS_CODE = 8_000
 MOST_CODE = {
     "scalar": (10, 68_500),
     "subspace": (10, 72_500),
@@ -324,3 +326,17 @@ def test_a_checkpoint_holds_the_code_of_its_method_only(method: str, tmp_path: P
     assert {name for name in files if name.startswith("structure_")} == {f"structure_{method}.py"}
     assert any("hash" in name for name in files) == (method == "hash")
     assert set(compact.config.compact_code["files"]) == set(files)
+
+
+def test_small_layers_bring_one_file(tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", TINY_CASES["scalar"][0])
+    for folder, model in (("plain", compact), ("small", hce.compress(compact, layers="int8"))):
+        model.save_pretrained(tmp_path / folder)
+    plain, small = (
+        {file.name: file.read_text() for file in (tmp_path / name).glob("*.py")} for name in ("plain", "small")
+    )
+    assert small.keys() - plain.keys() == {"layers.py"} and len(small["layers.py"]) <= MOST_LAYERS_CODE
+    assert small["modeling_compact.py"].replace("from .layers import CompactLinear  # noqa: F401\n", "") == plain.pop(
+        "modeling_compact.py"
+    )
+    assert all(small[name] == text for name, text in plain.items())

@@ -104,6 +104,15 @@ def test_the_guide() -> None:
 
 
 @pytest.mark.usefixtures("api", "folder")
+def test_the_page_on_deploying() -> None:
+    known: dict[str, object] = {}
+    exec(BEGINNING, known)
+    run("docs/deploy.md", known)
+    assert isinstance(known["compact"], hce.CompactBertModel)
+    assert known["compact"].config.compact_layers["codes"] == "int8"
+
+
+@pytest.mark.usefixtures("api", "folder")
 @pytest.mark.parametrize("document", ["README.md", "docs/guide.md"])
 def test_commands_are_known(document: str, capsys: pytest.CaptureFixture[str]) -> None:
     verbs = set(re.findall(r"hf-compact ([a-z]+)", (REPOSITORY / document).read_text("utf-8")))
@@ -114,7 +123,15 @@ def test_commands_are_known(document: str, capsys: pytest.CaptureFixture[str]) -
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "docs/guide.md", "docs/how_it_works.md", "docs/measurements.md", "CONTRIBUTING.md"]
+    "document",
+    [
+        "README.md",
+        "docs/guide.md",
+        "docs/deploy.md",
+        "docs/how_it_works.md",
+        "docs/measurements.md",
+        "CONTRIBUTING.md",
+    ],
 )
 def test_links_lead_somewhere(document: str) -> None:
     path = REPOSITORY / document
