@@ -20,9 +20,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.kernels.memory import resident_bytes
 
-from ..common.library import configuration, find_model, fit_rows
+from ..common.library import configuration, find_model, fit_rows, resident_bytes
 from ..common.record import layout, write
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
