@@ -31,6 +31,7 @@ from hf_compact_embeddings.fitting import FitSource, fit_structure, method_of, r
 from hf_compact_embeddings.fitting.methods import make_config
 from hf_compact_embeddings.fitting.spectrum import covariance, gap_db, shannon_bound
 from hf_compact_embeddings.hub import make_card
+from hf_compact_embeddings.kernels.memory import resident_bytes
 from hf_compact_embeddings.modeling.architectures import find_input_table
 from hf_compact_embeddings.modeling.hashing import HashSettings, WordHasher, expand_bits, unpack_signatures
 from hf_compact_embeddings.modeling.structure_hash import HashEmbedding
@@ -66,6 +67,7 @@ __all__ = [
     "private_bytes",
     "ranks_of_tokens",
     "recipe_for",
+    "resident_bytes",
     "find_sensitivity",
     "sentence_vectors",
     "shannon_bound",

@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 
 import hf_compact_embeddings as hce
 
-from ..common.library import configuration, find_model, fit_rows
+from ..common.library import configuration, find_model, fit_rows, resident_bytes
 from ..common.record import layout, write
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -115,11 +115,10 @@ def head(table: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def sizes(table: Any) -> dict[str, int]:
-    """Return the bytes of a table as saved, and in memory with the rows that were decoded."""
-    tensors = sum(tensor.nbytes for tensor in table.state_dict().values())
+    """Return the bytes of a table as saved, and in memory with what was read from it once and the decoded rows."""
     if isinstance(table, nn.Embedding):
-        return {"disk_bytes": tensors, "memory_bytes": tensors}
-    return {"disk_bytes": table.nbytes, "memory_bytes": tensors + getattr(table, "decoded_bytes", 0)}
+        return {"disk_bytes": table.weight.nbytes, "memory_bytes": table.weight.nbytes}
+    return {"disk_bytes": table.nbytes, "memory_bytes": resident_bytes(table)}
 
 
 def medians(calls: Calls, rounds: int) -> dict[str, float]:
@@ -153,7 +152,9 @@ def measure_generation(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     times = medians({name: partial(generate, model) for name, model in arms.items()}, 3)
     found = {name: round(options.new_tokens / seconds, 2) for name, seconds in times.items()}
-    return [{"arm": name, "ratio": options.ratio, "tokens_per_second": speed} for name, speed in found.items()]
+    table: Any = dense.get_input_embeddings()
+    ratio = round(table.weight.nbytes / compact.compact_embedding.nbytes, 2)
+    return [{"arm": name, "ratio": ratio, "tokens_per_second": speed} for name, speed in found.items()]
 
 
 def cells(result: dict[str, Any]) -> list[str]:

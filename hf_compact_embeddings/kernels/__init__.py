@@ -8,9 +8,11 @@ from .lazy_scores import let_heads_wait
 from .loading import let_models_load_decoded
 from .materialized import materialize
 from .rows import RUNTIMES
+from .windows import let_rows_be_read_fast
 
 __all__ = ["RUNTIMES", "materialize"]
 
 CompactEmbedding.fast_path = read_codes  # type: ignore[method-assign, assignment]
 let_models_load_decoded()
 let_heads_wait()
+let_rows_be_read_fast()

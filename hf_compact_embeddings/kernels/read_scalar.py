@@ -12,6 +12,9 @@ from ..modeling.structure_scalar import ScalarEmbedding
 from . import scalar_loops
 from .threads import shared_out
 
+# Smaller tables are turned into numbers and multiplied at once by torch, with the very sums of the dense product.
+_LEAST_VALUES = 1 << 14
+
 
 def _shares_bytes(table: ScalarEmbedding) -> bool:
     """Whether values of two groups lie in one byte: who asks for such groups has the plain path."""
@@ -32,9 +35,9 @@ def look_up(table: ScalarEmbedding, ids: Tensor) -> Tensor | None:
 
 def scores(table: ScalarEmbedding, hidden: Tensor) -> Tensor | None:
     """Return hidden · Eᵀ (N, V) of hidden states (N, D), both float32."""
-    if _shares_bytes(table):
-        return None
     bits, (rows, size) = table.layout.bits, table.codes.shape
+    if _shares_bytes(table) or rows * table.embedding_dim < _LEAST_VALUES:
+        return None
     # Zeros where the last byte has values that no row has; then the values that lie at the same bits, side by side.
     per_byte = 8 // bits
     queries = torch.nn.functional.pad(hidden, (0, size * per_byte - hidden.shape[1]))

@@ -105,8 +105,9 @@ def can_predict_in_tiles(layer: nn.Module | None) -> bool:
 
 def log_probabilities(student: Predictor, ids: Tensor) -> Tensor:
     """Return the log-probabilities (n, k) that some tokens (n, k) have at each predicted position."""
-    # Methods score faster than they decode: so few tokens are scored by the table itself, some at a time.
+    # Methods score faster than they decode: so few tokens are scored by the table itself, some at a time, in float32.
     few = isinstance(student.layer, TableHead) and len(ids) <= _MOST_TOKEN_TILES * student.tokens_of_tile
+    few = few and student.states.dtype != torch.float64
     function = _LogProbabilitiesOfTokens if few else _LogProbabilities
     with torch.autocast(student.states.device.type, enabled=False):
         return function.apply(student, ids, student.states, *student.trained().values())

@@ -175,6 +175,20 @@ def add_centres(centres, gains, clusters, rows, tile):  # type: ignore[no-untype
             tile[axis, column] += centre[axis] * gains[axis]
 
 
+@numba.njit(nogil=True, cache=True)
+def read_windows(codes, places, shifts, mask, values, found, first, last):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """Write the values (V, n) of the windows of rows from `first` up to `last`, of packed codes (V, bytes).
+
+    A window ends in three bytes, `places` (3, n), of which `shifts` (n,) bits follow it.
+    """
+    for row in range(first, last):
+        code, target = codes[row], found[row]
+        for axis in range(len(shifts)):
+            older = uint32(code[places[0, axis]]) << uint32(16) | uint32(code[places[1, axis]]) << uint32(8)
+            window = (older | uint32(code[places[2, axis]])) >> uint32(shifts[axis])
+            target[axis] = values[window & uint32(mask)]
+
+
 def ring_places(bits: Any) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """Return `words` and `shifts` of the axes of a ring, of whose bits each has so many (n,)."""
     last = np.cumsum(np.asarray(bits, np.int64)) - 1

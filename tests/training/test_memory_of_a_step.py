@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import hf_compact_embeddings as hce
-from hf_compact_embeddings.kernels import score_tiles
+from hf_compact_embeddings.kernels import lazy_scores, score_tiles
 from hf_compact_embeddings.training.losses import run, target_of, total_loss
 
 from ..cases import Case, for_each_method
@@ -66,6 +66,7 @@ def test_a_step_of_calibration_keeps_no_scores_of_all_tokens(
     """Neither the student's nor the teacher's, nor their gradients, however many tokens are predicted."""
     monkeypatch.setattr(score_tiles, "_SCORES_PER_TILE", 1 << 18)
     monkeypatch.setattr(score_tiles, "_VALUES_PER_TILE", 1 << 18)
+    monkeypatch.setattr(score_tiles, "_SCORES_AT_ONCE", 1 << 19)
     shape = {
         "vocab_size": ROWS,
         "hidden_size": WIDTH,
@@ -95,3 +96,27 @@ def test_a_step_of_calibration_keeps_no_scores_of_all_tokens(
     assert largest[True] >= scores, "the measure does not see them"
     # Some methods keep most of their floats for each row, whose gradients are as large; none is as large as the table.
     assert largest[False] < min(table, scores), f"{largest[False]:,} bytes against {table:,} and {scores:,}"
+
+
+@pytest.mark.parametrize("tokens_at_once", [1 << 19, 1])
+@for_each_method("project")
+def test_a_step_with_labels_holds_no_scores_of_all_tokens(
+    case: Case, tokens_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(score_tiles, "_SCORES_PER_TILE", 1 << 18)
+    monkeypatch.setattr(score_tiles, "_VALUES_PER_TILE", 1 << 18)
+    monkeypatch.setattr(score_tiles, "_SCORES_AT_ONCE", tokens_at_once)
+    shape = {"vocab_size": ROWS, "hidden_size": WIDTH, "num_hidden_layers": 1, "num_attention_heads": 2}
+    options = case.config(init="random").to_dict()
+    config = hce.CompactLlamaConfig(**shape, intermediate_size=64, tie_word_embeddings=True, compact_embeddings=options)
+    model = hce.CompactLlamaForCausalLM(config)
+    ids = torch.randint(5, ROWS, (4, 32), generator=torch.Generator().manual_seed(0))
+    largest = {}
+    for least in (1 << 60, 1):
+        monkeypatch.setattr(lazy_scores, "_LEAST_SCORES", least)
+        with LargestTensor() as step:
+            model(input_ids=ids, labels=ids).loss.backward()
+        largest[least] = step.bytes
+    scores, table = ids.numel() * ROWS * 4, ROWS * WIDTH * 4
+    assert largest[1 << 60] >= scores, "the measure does not see them"
+    assert largest[1] < min(table, scores), f"{largest[1]:,} bytes against {table:,} and {scores:,}"
