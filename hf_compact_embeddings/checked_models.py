@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
 from .drafts import draft_folder
 from .modeling import modeling_compact
 from .modeling.errors import CheckpointError, CompactConfigError, CompactEmbeddingsError
+from .modeling.layers import compact_layers
 from .modeling.modeling_compact import CompactConfigMixin, CompactModelMixin
 from .modeling.structure import CompactEmbedding
 
@@ -103,22 +104,22 @@ class CheckedModelMixin(CompactModelMixin):
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:
         """Look at the files before they are read."""
         if state_dict is None and checkpoint_files:
-            model._wrong_types = wrong_types(model.compact_tables, checkpoint_files)
+            model._wrong_types = wrong_types(model.compact_tables | compact_layers(model), checkpoint_files)
         load: Any = PreTrainedModel._load_pretrained_model
         return load(model, state_dict, checkpoint_files, *args, **kwargs)
 
-    def _refuse_damaged_table(self, path: str, structure: CompactEmbedding, info: dict[str, Any]) -> None:
+    def _refuse_damaged(self, path: str, part: Any, info: dict[str, Any]) -> None:
         faults = [fault for fault in self._wrong_types if fault.startswith(f"`{path}.")]
         if faults and not _ignores_damage.get():
             raise CheckpointError(" ".join(faults))
-        if _ignores_damage.get() and structure.device.type != "meta":
-            info, more = _repaired(path, structure, info)
+        if _ignores_damage.get() and part.device.type != "meta":
+            info, more = _repaired(path, part, info)
             faults += more
         if faults:
             logger.warning(f"The checkpoint is damaged, and loaded all the same: {' '.join(faults)}")
-        super()._refuse_damaged_table(path, structure, info)
-        if structure.device.type != "meta":
-            require_finite_rows(path, structure)
+        super()._refuse_damaged(path, part, info)
+        if part.device.type != "meta" and isinstance(part, CompactEmbedding):
+            require_finite_rows(path, part)
 
     def save_pretrained(
         self,
@@ -162,8 +163,8 @@ def _check_loaded(table: Any, incompatible: Any) -> None:
         table.check_values()
 
 
-def wrong_types(tables: Mapping[str, CompactEmbedding], files: Sequence[str]) -> list[str]:
-    """Say which tensors of tables are stored in safetensors files as another type than the format's.
+def wrong_types(parts: Mapping[str, nn.Module], files: Sequence[str]) -> list[str]:
+    """Say which tensors of tables and small layers are stored in safetensors files as another type than the format's.
 
     Raises where a file is damaged, or where the configuration would take far more memory than the files are large.
     """
@@ -173,13 +174,13 @@ def wrong_types(tables: Mapping[str, CompactEmbedding], files: Sequence[str]) ->
             stored |= _types(Path(file))
     total = sum(Path(file).stat().st_size for file in files)
     faults = []
-    for path, table in tables.items():
-        if table.nbytes > _MOST_GROWTH * total:
+    for path, part in parts.items():
+        if isinstance(part, CompactEmbedding) and part.nbytes > _MOST_GROWTH * total:
             raise CheckpointError(
-                f"`compact_embeddings` in the model's configuration, table {path!r}: it says {table.nbytes:,} bytes, "
+                f"`compact_embeddings` in the model's configuration, table {path!r}: it says {part.nbytes:,} bytes, "
                 f"but there are only {total:,} bytes in {', '.join(map(str, files))}."
             )
-        for name, tensor in table.state_dict().items():
+        for name, tensor in part.state_dict().items():
             allowed = _FLOATS if tensor.is_floating_point() else ("U8",)
             # A base model's names lack the first part of those of a model with a head.
             place = f".{path}.{name}"
@@ -208,10 +209,10 @@ def _types(file: Path) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _repaired(path: str, structure: CompactEmbedding, info: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _repaired(path: str, part: nn.Module, info: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """Put zeros where numbers are missing or not finite; return the rest of what was wrong, and what was done."""
     faults, inside = [], f"{path}."
-    missing, floats = set(info["missing_keys"]), dict(structure.named_parameters())
+    missing, floats = set(info["missing_keys"]), dict(part.named_parameters())
     for name, value in floats.items():
         if inside + name in missing:
             faults.append(f"`{inside}{name}` is missing: it is 0.")

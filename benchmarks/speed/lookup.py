@@ -22,7 +22,8 @@ from ..common.library import configuration, fit_rows, kept_exactly, private_byte
 from ..common.record import layout, write
 
 SHAPES = ((30_522, 384), (30_522, 768), (250_002, 768))
-# Bytes a row of `subspace`; the other two are measured at sizes that people use.
+# Of `scalar`, and bytes a row of `subspace`; `blocks` and `rotated` are measured at sizes that people use.
+BITS = (8, 4)
 SUBSPACES = (8, 16, 96)
 RATIOS = (25, 100)
 TOKENS = 1024
@@ -53,6 +54,7 @@ def settings(rows: int, width: int) -> dict[str, hce.StructureConfig]:
         return kept_exactly(configuration(method, (rows, width), exact_rows=1, init="random", **options), 1)
 
     return {
+        **{f"scalar, {bits} bits": drawn("scalar", bits=bits) for bits in BITS},
         **{f"subspace, f = {count}": drawn("subspace", num_subspaces=count) for count in SUBSPACES},
         **{
             f"{method}, {ratio}x": drawn(method, max_bytes=4 * rows * width // ratio + private_bytes(1, width))

@@ -67,7 +67,7 @@ class Nearest:
 
     def __init__(self, ids: Sequence[int], centres: Tensor) -> None:
         """Keep whose neighbours are sought, and where they are (n, D) in the table that goes by."""
-        self.ids = torch.tensor(list(ids))
+        self.ids = torch.tensor(list(ids), dtype=torch.long)
         self._centres = torch.nn.functional.normalize(centres.float().cpu(), dim=-1)
         self._cosines = torch.empty(len(self.ids), 0)
         self._found = torch.empty(len(self.ids), 0, dtype=torch.long)

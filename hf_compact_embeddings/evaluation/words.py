@@ -22,7 +22,9 @@ class Words:
         self.tokenizer, self.ranks = tokenizer, words_to_show(counts, tokenizer)
         self.errors, ids = BandErrors(table, counts), list(self.ranks)
         self.before = nearest_in(table, ids)
-        self.after = Nearest(ids, structure.embed(torch.tensor(ids, device=structure.device), plain=True).detach())
+        self.after = Nearest(
+            ids, structure.embed(torch.tensor(ids, dtype=torch.long, device=structure.device), plain=True).detach()
+        )
 
     @property
     def readers(self) -> tuple[RowReader, ...]:

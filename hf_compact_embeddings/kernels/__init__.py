@@ -8,7 +8,7 @@ from .lazy_scores import let_heads_wait
 from .loading import let_models_load_decoded
 from .materialized import materialize
 from .rows import RUNTIMES
-from .windows import let_rows_be_read_fast
+from .windows_rotated import let_rows_be_read_fast
 
 __all__ = ["RUNTIMES", "materialize"]
 

@@ -33,9 +33,10 @@ def _places(bits: tuple[int, ...], size: int) -> tuple[NDArray[np.int64], NDArra
 
 def read_windows(codes: Tensor, bits: Sequence[int], window_bits: int, values: Tensor | None = None) -> Tensor:
     """Read rows (..., n) of unit gain from packed codes (..., bytes)."""
-    count = codes.shape[:-1].numel() * len(bits)
-    plain = type(codes) is Tensor and codes.device.type == "cpu" and values is None and codes.ndim == 2
-    if is_traced() or not plain or count < _LEAST_VALUES or not numba_works():
+    # Asking a tracer how many rows there are would hold it to that number.
+    plain = not is_traced() and type(codes) is Tensor and codes.device.type == "cpu" and values is None
+    count = len(codes) * len(bits) if plain and codes.ndim == 2 else 0
+    if count < _LEAST_VALUES or not numba_works():
         return decode(codes, bits, window_bits, values)
     from .trellis_loops import read_windows as loop
 
