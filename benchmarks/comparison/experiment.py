@@ -20,13 +20,11 @@ class Subject:
         name: of the model, and of the folder of its experiments.
         tasks: what it is judged by, each with the options of that task.
         prefixes: what the model reads before a text, by the role of the text: "query" or "passage".
-        languages: that experiments may name.
     """
 
     name: str
     tasks: Mapping[str, Mapping[str, Any]]
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    languages: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +50,7 @@ class Experiment:
 
 def read_subject(name: str) -> Subject:
     """Read what is known of a model."""
-    given = _read(_SUBJECTS / f"{name}.json")
-    return Subject(name, **{**given, "languages": tuple(given.get("languages", ()))})
+    return Subject(name, **_read(_SUBJECTS / f"{name}.json"))
 
 
 def read_experiments(subject: Subject) -> list[Experiment]:

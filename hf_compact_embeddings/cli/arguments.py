@@ -72,6 +72,14 @@ def add_runtime_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def page_path(name: str) -> Path:
+    """Return where a page is to be written; raise, before anything slow, if that cannot be."""
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        raise CompactConfigError(f"`--html` is {name!r}, but a page is a file in a folder that is there.")
+    return path
+
+
 def add_verbose_argument(parser: argparse.ArgumentParser) -> None:
     """Declare how to ask where the time went."""
     parser.add_argument("--verbose", action="store_true", help="say on stderr what the time was spent on")

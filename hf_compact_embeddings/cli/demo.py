@@ -27,6 +27,7 @@ from ..modeling.structure_rotated import RotatedConfig
 from ..modeling.structure_scalar import ScalarConfig
 from ..modeling.structure_subspace import SubspaceConfig
 from ..progress import other_bars_hidden
+from .arguments import page_path
 from .outcome import Outcome, table
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
@@ -79,9 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """Compress at each size, load without the package, and compare with the dense model."""
+    page = page_path(options.html)
     source = options.model or find_model()
     name = Path(source).name if options.model and Path(source).is_dir() else options.model or HUB_ID
-    page = Path(options.html)
     with other_bars_hidden():
         results, sentences = _compare(source, page, name)
     text = f"{_text(name, sentences, results)}\nWith pictures: {page.resolve()}\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..checkpoints import changed_code, folder_bytes, load_compact, load_dense, load_tokenizer
 from ..evaluation.page import report_page
 from ..evaluation.report import inspect
-from .arguments import add_language_argument, add_runtime_argument
+from .arguments import add_language_argument, add_runtime_argument, page_path
 from .outcome import Outcome
 
 
@@ -23,13 +23,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> Outcome:
     """Load and report."""
+    page = None if options.html is None else page_path(options.html)
     dense = None if options.against is None else load_dense(options.against)
     compact = load_compact(options.model, compact_runtime=options.runtime)
     # Only beside the dense table are there errors, of frequent tokens and of rare ones.
-    tokenizer = None if dense is None else load_tokenizer(options.model) or load_tokenizer(options.against)
+    tokenizer = None if dense is None else load_tokenizer(options.model)
+    if dense is not None and tokenizer is None:
+        tokenizer = load_tokenizer(options.against)
     report = inspect(compact, against=dense, tokenizer=tokenizer, languages=options.languages)
-    if options.html is not None:
-        Path(options.html).write_text(report_page(report, Path(options.model).name), encoding="utf-8")
+    if page is not None:
+        page.write_text(report_page(report, Path(options.model).name), encoding="utf-8")
     changed, more = changed_code(options.model), {}
     if Path(options.model).is_dir():
         more = {"folder_bytes": folder_bytes(options.model)}

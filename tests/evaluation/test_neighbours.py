@@ -117,3 +117,20 @@ def test_the_verb_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert "compact" in Page((tmp_path / "page.html").read_text(encoding="utf-8")).words
     assert main(["inspect", str(tmp_path / "compact"), "--html", str(tmp_path / "no" / "page.html")]) == 2
     assert "page.html" in capsys.readouterr().err
+
+
+def test_where_no_page_can_be_is_said_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("hf_compact_embeddings.cli.demo.find_model", pytest.fail)
+    assert main(["demo", "--html", str(tmp_path)]) == main(["demo", "--html", str(tmp_path / "no" / "page.html")]) == 2
+    assert capsys.readouterr().err.count("a page is a file in a folder that is there") == 2
+
+
+def test_the_tokenizer_may_lie_beside_the_dense_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dense = tiny_model("bert")
+    hce.compress(dense, "scalar", bits=4).save_pretrained(tmp_path / "compact")
+    dense.save_pretrained(tmp_path / "dense")
+    tokenizer_of_words().save_pretrained(tmp_path / "dense")
+    assert main(["inspect", str(tmp_path / "compact"), "--against", str(tmp_path / "dense"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["bands"]
