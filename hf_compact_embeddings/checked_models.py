@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import CONFIG_NAME, logging
 
 from .drafts import draft_folder
+from .kernels import materialize, require_runtime
 from .modeling import modeling_compact
 from .modeling.errors import CheckpointError, CompactConfigError, CompactEmbeddingsError
 from .modeling.layers import compact_layers
@@ -82,7 +83,9 @@ class CheckedModelMixin(CompactModelMixin):
             table.register_load_state_dict_post_hook(_check_loaded)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, ignore_damage: bool = False, **kwargs: Any) -> Self:
+    def from_pretrained(
+        cls, *args: Any, ignore_damage: bool = False, compact_runtime: str | None = None, **kwargs: Any
+    ) -> Self:
         """Load as any model does, and refuse a checkpoint whose compact table is missing, damaged, or does not fit.
 
         Pickles are read only where `use_safetensors=False` asks for them.
@@ -91,14 +94,20 @@ class CheckedModelMixin(CompactModelMixin):
             *args: as natively.
             ignore_damage: load for repair, with a warning, what has tensors that the tables do not know, or numbers of
                 theirs that are missing, stored as another type, or not finite: the missing and the infinite become 0.
+            compact_runtime: decode the tables' rows into this type at once, as `materialize()` does.
             **kwargs: as natively.
         """
+        require_runtime(compact_runtime, "compact_runtime")
         token = _ignores_damage.set(ignore_damage)
         try:
             with one_kind_of_error(args[0] if args else kwargs.get("pretrained_model_name_or_path")):
-                return super().from_pretrained(*args, **kwargs)
+                loaded = super().from_pretrained(*args, **kwargs)
         finally:
             _ignores_damage.reset(token)
+        if compact_runtime is not None:
+            # With `output_loading_info` a pair.
+            materialize(loaded[0] if isinstance(loaded, tuple) else loaded, compact_runtime)
+        return loaded
 
     @staticmethod
     def _load_pretrained_model(model: Any, state_dict: Any, checkpoint_files: Any, *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.hub import extract_commit_hash
 
-from .drafts import draft_folder
+from .drafts import whole_folder
 from .modeling import modeling_compact
 from .modeling.code_files import changed_files, code_record
 from .modeling.errors import CheckpointError, CompactConfigError, CompactEmbeddingsError
@@ -55,9 +54,7 @@ def write_checkpoint(
         complete: adds to the folder what else belongs there, before it stands where it is wanted.
     """
     target = require_free_folder(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with draft_folder(target.parent, target.name) as scratch:
-        draft = scratch / "checkpoint"
+    with whole_folder(target) as draft:
         compact.save_pretrained(draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
@@ -66,10 +63,6 @@ def write_checkpoint(
         _record_code(draft)
         if complete is not None:
             complete(draft)
-        if sys.platform == "win32" and target.exists():
-            # Elsewhere an empty folder is replaced in one step.
-            target.rmdir()
-        draft.rename(target)
     return target
 
 

@@ -29,6 +29,20 @@ def draft_folder(parent: str | Path, name: str) -> Iterator[Path]:
         yield Path(scratch)
 
 
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """Give a folder to write in that becomes another one, absent or empty, when all of it is there: then or never."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with draft_folder(target.parent, target.name) as scratch:
+        draft = scratch / "draft"
+        draft.mkdir()
+        yield draft
+        if sys.platform == "win32" and target.exists():
+            # Elsewhere an empty folder is replaced in one step.
+            target.rmdir()
+        draft.rename(target)
+
+
 def _runs(process: str) -> bool:
     """Whether there is a process of this number; true where that cannot be known."""
     if sys.platform == "win32" or not process.isdecimal():

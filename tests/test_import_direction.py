@@ -26,8 +26,8 @@ SHIPPED = [path for path in MODELING if path.name != "__init__.py"]
 FLOORS = (
     ("version", "modeling", "progress", "drafts"),
     ("transformers_internals",),
-    ("registration", "checked_models", "kernels", "fitting", "model_outputs", "checkpoints", "effort", "settings"),
-    ("evidence",),
+    ("registration", "kernels", "fitting", "model_outputs", "checkpoints", "effort", "settings"),
+    ("evidence", "checked_models"),
     ("judging",),
     ("planning",),
     ("finetuning",),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..checkpoints import copy_sentence_files, load_compact, load_tokenizer, require_free_folder
 from ..compression import decompress
+from ..drafts import whole_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,15 +42,10 @@ def export_dense(source: str | Path, folder: str | Path) -> DenseExport:
     """
     target = require_free_folder(folder)
     dense, tokenizer = decompress(load_compact(source)), load_tokenizer(source)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        draft = Path(scratch) / "dense"
+    with whole_folder(target) as draft:
         dense.save_pretrained(draft)
         if tokenizer is not None:
             tokenizer.save_pretrained(draft)
         copy_sentence_files(source, draft)
-        if target.exists():
-            target.rmdir()
-        draft.rename(target)
     files = {file.name: file.stat().st_size for file in sorted(target.glob("*.safetensors"))}
     return DenseExport(str(target), files, type(dense).__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..checkpoints import copy_sentence_files, load_compact, load_tokenizer, require_free_folder
 from ..compression import native_config
+from ..drafts import whole_folder
 from ..modeling.errors import CompactConfigError, CompactEmbeddingsError, config_error
 from ..modeling.modeling_compact import CompactModelMixin
 from ..modeling.transformers_internals import native_class
@@ -108,15 +108,10 @@ def export_onnx(
     if pooling is None and is_headed(model):
         pool = None
     require_exportable(model, pool)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as scratch:
-        draft = Path(scratch) / "exported"
+    with whole_folder(target) as draft:
         exported = _write(model, draft, tokenizer, layers, pool, opset)
         if source is not None:
             copy_sentence_files(source, draft)
-        if target.exists():
-            target.rmdir()
-        draft.rename(target)
     return dataclasses.replace(exported, folder=str(target))
 
 
@@ -133,7 +128,7 @@ def _write(
     inputs = sample_inputs(prepared, tokenizer)
     outputs = output_names(prepared, pooling)
     longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    (folder / "onnx").mkdir(parents=True)
+    (folder / "onnx").mkdir()
     with stage("Tracing the model"):
         graph = to_graph(GraphModel(prepared, pooling), inputs, outputs, opset, longest)
     written = {_FLOAT_FILE: graph}

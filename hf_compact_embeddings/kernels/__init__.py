@@ -5,14 +5,12 @@ from __future__ import annotations
 from ..modeling.structure import CompactEmbedding
 from .fast_path import read_codes
 from .lazy_scores import let_heads_wait
-from .loading import let_models_load_decoded
-from .materialized import materialize
+from .materialized import materialize, require_runtime
 from .rows import RUNTIMES
 from .windows_rotated import let_rows_be_read_fast
 
-__all__ = ["RUNTIMES", "materialize"]
+__all__ = ["RUNTIMES", "materialize", "require_runtime"]
 
 CompactEmbedding.fast_path = read_codes  # type: ignore[method-assign, assignment]
-let_models_load_decoded()
 let_heads_wait()
 let_rows_be_read_fast()

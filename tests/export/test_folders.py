@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,8 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 import hf_compact_embeddings as hce
 from hf_compact_embeddings.checkpoints import load_compact, write_checkpoint
 from hf_compact_embeddings.cli.main import main
+from hf_compact_embeddings.drafts import whole_folder
+from hf_compact_embeddings.export.dense import export_dense
 
 from ..cases import TINY_CASES, compress_tiny
 from ..tools import tiny_tokenizer
@@ -152,3 +156,18 @@ def test_a_model_with_small_layers_is_exported_with_decoded_ones(layers: str, tm
         wanted = compact.float().eval()(**inputs).last_hidden_state
     assert np.allclose(given, wanted.numpy(), atol=1e-4)
     assert not any("compact" in key for key in json.loads((tmp_path / "out" / "config.json").read_text()))
+
+
+def test_an_export_removes_what_one_that_was_killed_left(tmp_path: Path) -> None:
+    _, compact = compress_tiny("bert", TINY_CASES["scalar"][0], "BertModel")
+    checkpoint = write_checkpoint(compact, tmp_path / "compact")
+    process = os.fork()
+    if not process:
+        with whole_folder(tmp_path / "out") as draft:
+            (draft / "model.safetensors").write_bytes(bytes(100))
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+    export_dense(checkpoint, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"compact", "out"}
+    assert AutoModel.from_pretrained(tmp_path / "out").config.model_type == "bert"
